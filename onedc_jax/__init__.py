@@ -1,0 +1,36 @@
+"""OneDC, an extreme image codec: a photo in, a small file out, the photo back.
+
+In Python:
+
+    codec = onedc_jax.load("tiny")     # an embedded preset, or the path of a checkpoint
+    data = codec.encode(image)         # uint8 [H, W, 3] -> bytes
+    image = codec.decode(data)         # bytes -> uint8 [H, W, 3]
+
+Errors that a caller can mend are OneDCErrors (ValueErrors), and say in one line what is wrong.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# Looked up when first asked for, so that importing the package does not import jax.
+_HOMES = {
+    "load": "onedc_jax.coding.codec",
+    "OneDCError": "onedc_jax.errors",
+    "StreamError": "onedc_jax.errors",
+    "ModelError": "onedc_jax.errors",
+    "ImageError": "onedc_jax.errors",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

