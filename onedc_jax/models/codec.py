@@ -1,0 +1,177 @@
+"""The latent codec: analysis, hyperprior, prior, semantic adaptor and synthesis."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from onedc_jax.models.hyperprior import HyperAnalysis, HyperSynthesis
+from onedc_jax.models.layers import (
+    AttnBlock,
+    Conv,
+    DepthConvBlock,
+    GroupNorm,
+    ResidualBlockUpsample,
+    ResnetBlock,
+    pixel_shuffle,
+)
+from onedc_jax.models.prior import Prior
+from onedc_jax.models.quantize import codes_to_indices, fsq, indices_to_codes
+from onedc_jax.models.unet import AnalysisUNet
+
+Array = jax.Array
+
+
+class Analysis(nn.Module):
+    """Image and its latent -> (y [B, H/16, W/16, channels], semantics [B, H/64, W/64, S])."""
+
+    channels: int
+    internal: int
+    pixel_features: int
+    fused_features: int
+    unet: Mapping[str, Any]
+    attention: bool
+    norm: Any
+    dtype: str
+
+    @nn.compact
+    def __call__(self, image: Array, latent: Array) -> tuple[Array, Array]:
+        conv = partial(Conv, dtype=self.dtype)
+        x = conv(self.pixel_features, 8, 8, 0, name="pix_emb")(image)  # [B, H/8, W/8, pixel_features]
+        x = jnp.concatenate([x, latent.astype(x.dtype)], axis=-1)
+        x = conv(self.fused_features, name="pix_fusion")(x)
+        y, semantics = AnalysisUNet(
+            features=self.internal, dtype=self.dtype, name="unet", **self.unet
+        )(x)
+        resnet = partial(ResnetBlock, self.internal, self.norm, self.dtype)
+        y = resnet(name="trans_coding_0")(y)
+        if self.attention:
+            y = AttnBlock(self.norm, self.dtype, name="trans_coding_1")(y)
+        y = resnet(name="trans_coding_2")(y)
+        y = DepthConvBlock(self.internal, self.dtype, name="trans_coding_3")(y)
+        return DepthConvBlock(self.channels, self.dtype, name="trans_coding_4")(y), semantics
+
+
+class SemanticAdaptor(nn.Module):
+    """z_semantic [B, H/64, W/64, C] -> semantic tokens [B, H/64, W/64, features], the U-Net's context."""
+
+    features: int
+    norm: Any
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        x = DepthConvBlock(self.features, self.dtype, name="to_semantic_0")(x)
+        for i in (1, 4):
+            x = ResnetBlock(self.features, self.norm, self.dtype, name=f"to_semantic_{i}")(x)
+            x = AttnBlock(self.norm, self.dtype, name=f"to_semantic_{i + 1}")(x)
+            x = AttnBlock(self.norm, self.dtype, name=f"to_semantic_{i + 2}")(x)
+        return DepthConvBlock(self.features, self.dtype, name="to_semantic_7")(x)
+
+
+class Synthesis(nn.Module):
+    """y_hat [B, H/16, W/16, C] and tokens [B, H/64, W/64, S] -> x_hat [B, H/8, W/8, features]."""
+
+    internal: int
+    features: int
+    norm: Any
+    dtype: str
+
+    @nn.compact
+    def __call__(self, y_hat: Array, tokens: Array) -> Array:
+        block = lambda features, name: DepthConvBlock(features, self.dtype, name=name)
+        resnet = lambda features, name: ResnetBlock(features, self.norm, self.dtype, name=name)
+        up = lambda features, name: ResidualBlockUpsample(features, self.dtype, name=name)
+        wide, half = self.internal, self.internal // 2
+
+        x = block(wide, "trans_coding_1")(block(wide, "trans_coding_0")(y_hat))
+        for i in range(3):
+            x = resnet(wide, f"blocks_{i}")(x)
+        x = pixel_shuffle(Conv(4 * wide, dtype=self.dtype, name="blocks_3")(x))  # [B, H/8, W/8, wide]
+        x = Conv(half, 3, dtype=self.dtype, name="blocks_5")(x)
+        for i in range(6, 9):
+            x = resnet(half, f"blocks_{i}")(x)
+
+        s = block(wide, "sem_up_1")(up(wide, "sem_up_0")(tokens))  # [B, H/32, W/32, wide]
+        s = block(half, "sem_up_3")(up(half, "sem_up_2")(s))  # [B, H/16, W/16, half]
+        s = up(half, "sem_up_4")(s)  # [B, H/8, W/8, half]
+        return block(self.features, "conv_out")(jnp.concatenate([x, s], axis=-1))
+
+
+class Codec(nn.Module):
+    """The codec proper; defaults are the paper's sizes.
+
+    `analysis_unet` holds fields of `AnalysisUNet`. `attention=False` leaves out the analysis'
+    attention over all H/16 × W/16 positions, whose cost is quadratic in the number of pixels.
+    """
+
+    channels: int = 128
+    internal: int = 512
+    semantic: int = 768
+    features: int = 320
+    pixel_features: int = 192
+    fused_features: int = 320
+    analysis_unet: Mapping[str, Any] = None
+    attention: bool = True
+    norm_groups: int = 32
+    norm_local: bool = False
+    dtype: str = "float32"
+
+    def setup(self):
+        norm = partial(GroupNorm, self.norm_groups, 1e-6, self.norm_local)
+        unet = dict(norm_groups=self.norm_groups, norm_local=self.norm_local)
+        self.analysis = Analysis(
+            self.channels,
+            self.internal,
+            self.pixel_features,
+            self.fused_features,
+            unet | dict(self.analysis_unet or {}),
+            self.attention,
+            norm,
+            self.dtype,
+        )
+        self.hyper_analysis = HyperAnalysis(self.internal, norm, self.dtype)
+        self.hyper_synthesis = HyperSynthesis(self.channels, self.dtype)
+        self.prior = Prior(self.channels, self.dtype)
+        self.adaptor = SemanticAdaptor(self.semantic, norm, self.dtype)
+        self.synthesis = Synthesis(self.internal, self.features, norm, self.dtype)
+
+    def analyse(self, image: Array, latent: Array) -> dict[str, Array]:
+        """Image [B, H, W, 3] and scaled latent [B, H/8, W/8, L] -> y, sem, z, z_hat and z_indices."""
+        y, semantics = self.analysis(image, latent)
+        z = self.hyper_analysis(y, semantics)
+        z_hat = fsq(z)
+        return dict(y=y, sem=semantics, z=z, z_hat=z_hat, z_indices=codes_to_indices(z_hat))
+
+    def prior_parameters(self, z_indices: Array) -> Array:
+        """Tokens int32 [B, H/64, W/64] -> the prior's parameters [B, H/16, W/16, 2 · channels]."""
+        features, _ = self.hyper_synthesis(indices_to_codes(z_indices))
+        return self.prior.parameters(features)
+
+    def prior_step(self, k: int, y_hat: Array, parameters: Array) -> tuple[Array, Array]:
+        """As `Prior.step`."""
+        return self.prior.step(k, y_hat, parameters)
+
+    def synthesise(self, y_hat: Array, z_indices: Array) -> dict[str, Array]:
+        """y_hat [B, H/16, W/16, C] and tokens' indices -> tokens and x_hat [B, H/8, W/8, features]."""
+        _, z_semantic = self.hyper_synthesis(indices_to_codes(z_indices))
+        tokens = self.adaptor(z_semantic)
+        return dict(tokens=tokens, x_hat=self.synthesis(y_hat, tokens))
+
+    def synthesise_z_only(self, z_indices: Array) -> dict[str, Array]:
+        """The same from the tokens alone, y_hat being the prior's mean (the paper's lowest rate)."""
+        features, _ = self.hyper_synthesis(indices_to_codes(z_indices))
+        y_hat = self.prior.mean_only(features)
+        return self.synthesise(y_hat, z_indices) | dict(y_hat=y_hat)
+
+    def __call__(self, image: Array, latent: Array) -> dict[str, Array]:
+        """Everything from the image to x_hat, with straight-through gradients, by name."""
+        out = self.analyse(image, latent)
+        features, z_semantic = self.hyper_synthesis(out["z_hat"])
+        out |= self.prior(out["y"], features)
+        tokens = self.adaptor(z_semantic)
+        x_hat = self.synthesis(out["y_hat"], tokens)
+        return out | dict(features=features, z_semantic=z_semantic, tokens=tokens, x_hat=x_hat)

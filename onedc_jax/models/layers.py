@@ -1,0 +1,289 @@
+"""The layers every network here is made of. Images and features are NHWC, everywhere.
+
+Parameters are float32; a `dtype` field names the type in which convolutions and products are
+computed. Norm statistics, softmax and time embeddings are always float32.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+# Above this many logits, attention is computed a head and a block of queries at a time, so that
+# memory grows linearly with the number of pixels.
+_DENSE_LOGITS = 1 << 22
+_QUERY_BLOCK = 256
+
+
+class Conv(nn.Module):
+    """A square convolution with optional low-rank adaptation (LoRA), x [B, H, W, C] -> [B, H', W', F].
+
+    With `rank` > 0 it adds (alpha / rank) · B(A(x)), A a convolution of the same size to `rank`
+    channels and B a 1×1 convolution back; B starts at zero, so adaptation starts at the identity.
+    `padding` is ((top, bottom), (left, right)) or an int on all sides; by default "same" for
+    stride 1 and odd sizes.
+    """
+
+    features: int
+    size: int = 1
+    stride: int = 1
+    padding: int | tuple[tuple[int, int], tuple[int, int]] | None = None
+    bias: bool = True
+    rank: int = 0
+    alpha: float = 8.0
+    dtype: Any = jnp.float32
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        pad = self.size // 2 if self.padding is None else self.padding
+        pads = ((pad, pad), (pad, pad)) if isinstance(pad, int) else pad
+        shape = (self.size, self.size, x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape)
+        x = x.astype(self.dtype)
+        y = _conv(x, kernel, self.stride, pads)
+        if self.bias:
+            y += _along_channels(self.param("bias", nn.initializers.zeros, (self.features,)), y)
+        if self.rank:
+            down = self.param("lora_a", nn.initializers.he_uniform(), (*shape[:3], self.rank))
+            up = self.param("lora_b", nn.initializers.zeros, (1, 1, self.rank, self.features))
+            low = _conv(_conv(x, down, self.stride, pads), up, 1, ((0, 0), (0, 0)))
+            y += low * (self.alpha / self.rank)
+        return y
+
+
+def _conv(x: Array, kernel: Array, stride: int, pads) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel.astype(x.dtype), (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _along_channels(vector: Array, x: Array) -> Array:
+    """A vector [C] in the shape and type in which it meets x [..., C]."""
+    return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class Dense(nn.Module):
+    """A linear map of the last axis with optional LoRA, as `Conv`."""
+
+    features: int
+    bias: bool = True
+    rank: int = 0
+    alpha: float = 8.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
+        if self.bias:
+            y += _along_channels(self.param("bias", nn.initializers.zeros, (self.features,)), y)
+        if self.rank:
+            down = self.param("lora_a", nn.initializers.he_uniform(), (shape[0], self.rank))
+            up = self.param("lora_b", nn.initializers.zeros, (self.rank, shape[1]))
+            low = (x @ down.astype(self.dtype)) @ up.astype(self.dtype)
+            y += low * (self.alpha / self.rank)
+        return y
+
+
+class DepthwiseConv3x3(nn.Module):
+    """A 3×3 convolution of each channel by itself, as nine shifted multiply-adds.
+
+    XLA:CPU runs a grouped convolution some thirty times slower than this, and on an accelerator
+    the nine terms fuse into one kernel.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        height, width, channels = x.shape[-3:]
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1))
+        kernel = self.param("kernel", init, (3, 3, 1, channels)).astype(self.dtype)
+        padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
+        y = _along_channels(self.param("bias", nn.initializers.zeros, (channels,)), padded)
+        for dy in range(3):
+            for dx in range(3):
+                y = y + padded[:, dy : dy + height, dx : dx + width] * kernel[dy, dx][None, None]
+        return y
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with float32 statistics.
+
+    `local=False`: statistics of a group over all positions, as in the paper. `local=True`: over the
+    group's channels at each position alone, so that the result at a pixel depends on nothing far away.
+    `mask` [..., H, W, 1], where given, says which positions exist (the others are padding and must
+    not enter the statistics).
+    """
+
+    groups: int = 32
+    eps: float = 1e-6
+    local: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        # [B, H, W, groups, C / groups]
+        g = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, channels // self.groups)
+        axes = (-1,) if self.local else (-4, -3, -1)
+        where = None if mask is None else mask[..., None]
+        mean = g.mean(axes, keepdims=True, where=where)
+        g = g - mean
+        var = jnp.square(g).mean(axes, keepdims=True, where=where)
+        y = (g * lax.rsqrt(var + self.eps)).reshape(x.shape)
+        return (y * _along_channels(scale, y) + _along_channels(bias, y)).astype(x.dtype)
+
+
+def pixel_shuffle(x: Array, factor: int = 2) -> Array:
+    """[B, H, W, C·f²] -> [B, H·f, W·f, C]; channel c·f² + dy·f + dx goes to pixel (dy, dx) of channel c."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, c // factor**2, factor, factor)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * factor, w * factor, c // factor**2)
+
+
+def pixel_unshuffle(x: Array, factor: int = 2) -> Array:
+    """The inverse of `pixel_shuffle`: [B, H·f, W·f, C] -> [B, H, W, C·f²]."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // factor, w // factor, c * factor**2)
+
+
+def upsample_nearest(x: Array, height: int, width: int) -> Array:
+    """Nearest-neighbour upsampling [B, H, W, C] -> [B, height, width, C], for sizes at most twice H, W."""
+    x = x.repeat(2, axis=1).repeat(2, axis=2) if (height, width) != x.shape[1:3] else x
+    # An odd size is one short of twice the half of it rounded up: nearest then drops the last copy.
+    return x[:, :height, :width]
+
+
+def timestep_embedding(t: Array, features: int) -> Array:
+    """Sinusoidal embedding of timesteps, int or float [B] -> float32 [B, features], cosines first."""
+    half = features // 2
+    frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimeEmbedding(nn.Module):
+    """Timesteps [B] -> [B, 4 · width], through the sinusoidal embedding and a two-layer perceptron."""
+
+    width: int
+
+    @nn.compact
+    def __call__(self, t: Array) -> Array:
+        x = Dense(4 * self.width, name="linear1")(timestep_embedding(t, self.width))
+        return Dense(4 * self.width, name="linear2")(nn.silu(x))
+
+
+def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """softmax(q·kᵀ/√d)·v over the heads, q [B, N, h, d], k and v [B, M, h, d] -> [B, N, h, d].
+
+    `mask`, boolean [B, M], says which keys exist. The softmax is float32. Large problems run a head
+    and a block of queries at a time.
+    """
+    batch, queries, heads, _ = q.shape
+    if batch * heads * queries * k.shape[1] <= _DENSE_LOGITS:
+        return _dense_attention(q, k, v, mask)
+
+    blocks = -(-queries // _QUERY_BLOCK)
+    q = jnp.pad(q, ((0, 0), (0, blocks * _QUERY_BLOCK - queries), (0, 0), (0, 0)))
+    q = q.reshape(batch, blocks, _QUERY_BLOCK, heads, -1).transpose(3, 1, 0, 2, 4)  # [h, n, B, 256, d]
+    k, v = (x.transpose(2, 0, 1, 3) for x in (k, v))  # [h, B, M, d]
+
+    def head(qkv):
+        q, k, v = qkv
+        one = lambda q: _dense_attention(q[:, :, None], k[:, :, None], v[:, :, None], mask)[:, :, 0]
+        return lax.map(one, q)
+
+    out = lax.map(head, (q, k, v)).transpose(2, 1, 3, 0, 4)  # [B, n, 256, h, d]
+    return out.reshape(batch, blocks * _QUERY_BLOCK, heads, -1)[:, :queries]
+
+
+def _dense_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
+    logits *= q.shape[-1] ** -0.5
+    if mask is not None:
+        logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+class AttnBlock(nn.Module):
+    """x + proj_out(attention(norm(x))), one head over all positions, 1×1 projections (spec section 2)."""
+
+    norm: Callable = GroupNorm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        b, h, w, c = x.shape
+        y = self.norm(name="norm")(x)
+        q, k, v = (
+            Conv(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, 1, c) for name in ("q", "k", "v")
+        )
+        y = attention(q, k, v).reshape(b, h, w, c)
+        return x + Conv(c, dtype=self.dtype, name="proj_out")(y)
+
+
+class ResnetBlock(nn.Module):
+    """[norm, SiLU, 3×3 conv] twice plus the input; no biases (spec section 2).
+
+    When the widths differ, the shortcut is a 1×1 convolution of the block's *output*, added to that
+    output: the reference's own way, kept so that its weights mean the same.
+    """
+
+    features: int
+    norm: Callable = GroupNorm
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = nn.silu(self.norm(name="norm1")(x))
+        y = Conv(self.features, 3, bias=False, dtype=self.dtype, name="conv1")(y)
+        y = nn.silu(self.norm(name="norm2")(y))
+        y = Conv(self.features, 3, bias=False, dtype=self.dtype, name="conv2")(y)
+        if x.shape[-1] == self.features:
+            return x + y
+        return y + Conv(self.features, bias=False, dtype=self.dtype, name="nin_shortcut")(y)
+
+
+class DepthConvBlock(nn.Module):
+    """A depthwise-separable block and a gated 1×1 feed-forward, both residual (spec section 2)."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        conv = lambda features, name: Conv(features, dtype=self.dtype, name=name)
+        y = nn.leaky_relu(conv(x.shape[-1], "dw_in")(x), 0.01)
+        y = DepthwiseConv3x3(dtype=self.dtype, name="dw_conv")(y)
+        y = conv(self.features, "dw_out")(y)
+        x = y + (x if x.shape[-1] == self.features else conv(self.features, "dw_shortcut")(x))
+        first, second = jnp.split(conv(4 * self.features, "ffn_in")(x), 2, axis=-1)
+        y = nn.leaky_relu(first, 0.1) + nn.leaky_relu(second, 0.01)
+        return x + conv(self.features, "ffn_out")(y)
+
+
+class ResidualBlockUpsample(nn.Module):
+    """[B, H, W, C] -> [B, 2H, 2W, features] by two pixel-shuffled branches (spec section 2)."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        wide = lambda name: Conv(4 * self.features, dtype=self.dtype, name=name)
+        y = nn.leaky_relu(pixel_shuffle(wide("subpel_conv")(x)), 0.01)
+        y = nn.leaky_relu(Conv(self.features, 3, dtype=self.dtype, name="conv")(y), 0.1)
+        return y + pixel_shuffle(wide("upsample")(x))

@@ -1,0 +1,88 @@
+"""OneDC: latent codec, semantic hyperprior and one-step generator, and the data flow between them.
+
+Images are float32 [B, H, W, 3] in [-1, 1] with H and W multiples of 64. Latents in here are scaled
+(times `latent_scale`).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from onedc_jax.models.codec import Codec
+from onedc_jax.models.generator import Generator
+from onedc_jax.models.vae import VAE
+
+Array = jax.Array
+
+BLOCK = 64  # sides of a coded image are multiples of it: one token per block
+
+
+class OneDC(nn.Module):
+    """The whole model; params = {"vae", "codec", "generator"}. See `build`."""
+
+    vae: VAE
+    codec: Codec
+    generator: Generator
+    latent_scale: float = 0.18215
+
+    def analyse(self, image: Array) -> dict[str, Array]:
+        """The encoder's network: image -> latent, y, sem, z, z_hat, z_indices (paper section 3.1)."""
+        latent = self.vae.encode(image).mean * self.latent_scale
+        return self.codec.analyse(image, latent) | dict(latent=latent)
+
+    def prior_parameters(self, z_indices: Array) -> Array:
+        """As `Codec.prior_parameters`."""
+        return self.codec.prior_parameters(z_indices)
+
+    def prior_step(self, k: int, y_hat: Array, parameters: Array) -> tuple[Array, Array]:
+        """As `Prior.step`."""
+        return self.codec.prior_step(k, y_hat, parameters)
+
+    def reconstruct(self, y_hat: Array, z_indices: Array) -> Array:
+        """The decoder's network: y_hat and tokens -> image, clipped to [-1, 1]."""
+        out = self.codec.synthesise(y_hat, z_indices)
+        return self.generate(out["x_hat"], out["tokens"])["image"]
+
+    def generate(self, x_hat: Array, tokens: Array) -> dict[str, Array]:
+        """One step of the generator and the VAE's decoder: eps, reduced, x0, decoded and image."""
+        b, h, w, c = tokens.shape
+        out = self.generator(x_hat, tokens.reshape(b, h * w, c))
+        decoded = self.vae.decode(out["x0"] / self.latent_scale)
+        return out | dict(decoded=decoded, image=jnp.clip(decoded, -1.0, 1.0))
+
+    def __call__(self, image: Array) -> dict[str, Array]:
+        """The training pass: every intermediate by name, with straight-through gradients."""
+        latent = self.vae.encode(image).mean * self.latent_scale
+        out = self.codec(image, latent)
+        return out | self.generate(out["x_hat"], out["tokens"]) | dict(latent=latent)
+
+
+def build(config: Mapping[str, Any]) -> OneDC:
+    """The model of a plain nested configuration {"vae": .., "codec": .., "generator": ..}.
+
+    What is left out has the paper's sizes, so `build({})` is the released model. An unknown key
+    raises a TypeError.
+    """
+    parts = {key: _tuples(value) for key, value in config.items()}
+    return OneDC(
+        vae=VAE(**parts.pop("vae", {})),
+        codec=Codec(**parts.pop("codec", {})),
+        generator=Generator(**parts.pop("generator", {})),
+        **parts,
+    )
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where module fields, which must be hashable, have tuples."""
+    if isinstance(value, Mapping):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def param_shapes(model: OneDC) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters {"vae", "codec", "generator"}; nothing is computed."""
+    image = jax.ShapeDtypeStruct((1, BLOCK, BLOCK, 3), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
