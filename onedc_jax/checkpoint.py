@@ -1,0 +1,145 @@
+"""Models on disk: a folder with `model.json`, the configuration, and `params/`, the weights.
+
+The configuration travels with the weights, so that a path alone loads a model.
+Orbax writes and reads the weights.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from onedc_jax.errors import ModelError
+
+FORMAT = 1  # of the folder; a reader refuses any other
+
+_PRESETS = Path(__file__).parent / "presets"
+
+
+def presets() -> list[str]:
+    """The names of the models that come with this package."""
+    return sorted(path.parent.name for path in _PRESETS.glob("*/model.json"))
+
+
+def preset_path(name: str) -> Path:
+    """The folder of an embedded model; ModelError if there is none of this name."""
+    if name not in presets():
+        raise ModelError(f"{name}: no such preset; there is {', '.join(presets()) or 'none'}")
+    return _PRESETS / name
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """The model folder that is meant: a preset's name, a model folder, or a training run's workdir.
+
+    A preset's name wins over a folder of the same name; write ./NAME for the folder.
+    """
+    if str(name_or_path) in presets():
+        return preset_path(str(name_or_path))
+    path = Path(name_or_path)
+    for folder in (path, path / "model"):
+        if (folder / "model.json").is_file():
+            return folder
+    reason = "no model.json in this folder" if path.is_dir() else "no such model folder"
+    raise ModelError(f"{path}: {reason}; the presets are: {', '.join(presets()) or 'none'}")
+
+
+def refuse_existing(path: str | Path, overwrite: bool) -> None:
+    """ModelError if `path` exists and may not be replaced; worth asking before a long job.
+
+    Even with `overwrite`, what is no model folder is never replaced.
+    """
+    path = Path(path)
+    if path.exists() and not (overwrite and (path / "model.json").is_file()):
+        raise ModelError(f"{path}: exists already; remove it or choose another name")
+
+
+def save_model(
+    path: str | Path, config: Mapping[str, Any], params: Any, *, overwrite: bool = False
+) -> None:
+    """Writes a model folder; it appears complete or not at all.
+
+    `config`: plain and JSON-able, as `models.onedc.build` takes it. `params`: a tree of arrays,
+    stored in the dtypes that they have. Raises ModelError if `path` exists, unless it is
+    a model folder and `overwrite`.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    refuse_existing(path, overwrite)
+    path = Path(path).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir()
+        text = json.dumps({"format": FORMAT} | dict(config), indent=2) + "\n"
+        (new / "model.json").write_text(text)
+        context = ocp.Context()
+        # Nobody changes the arrays meanwhile, so big models need not be copied first.
+        context.memory.deepcopy_host_arrays = False
+        with context:
+            # Numpy arrays carry no device or mesh into the file, so that any machine can load it.
+            ocp.save(new / "params", jax.device_get(params))
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(scratch)
+
+
+def load_model(path: str | Path) -> tuple[dict[str, Any], Any]:
+    """Reads a model folder: (configuration, tree of numpy arrays in the dtypes of the file).
+
+    Raises ModelError if something is missing, broken or of another format.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    path = Path(path).absolute()
+    try:
+        config = json.loads((path / "model.json").read_text())
+    except OSError as error:
+        raise ModelError(f"{path}: not a model folder, model.json cannot be read") from error
+    except ValueError as error:
+        raise ModelError(f"{path / 'model.json'}: not valid JSON ({error})") from error
+    found = config.pop("format", None) if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise ModelError(f"{path / 'model.json'}: format {found}, but this version reads {FORMAT}")
+    try:
+        params = ocp.load(path / "params")
+    except Exception as error:  # Orbax raises many kinds, depending on what is broken
+        raise ModelError(
+            f"{path / 'params'}: missing or damaged ({type(error).__name__})"
+        ) from error
+    return config, jax.tree.map(np.asarray, params)
+
+
+def check_tree(params: Any, shapes: Any) -> None:
+    """Compares a tree of arrays with the tree of shapes that a configuration asks for.
+
+    Raises ModelError that names the first path at which they differ.
+    """
+    has, wants = _shapes(params), _shapes(shapes)
+    for path, shape in wants.items():
+        if path not in has:
+            raise ModelError(f"parameter {path} is missing, the model's configuration asks for it")
+        if has[path] != shape:
+            shapes = f"{list(has[path])}, the configuration asks for {list(shape)}"
+            raise ModelError(f"parameter {path} has shape {shapes}")
+    extra = sorted(has.keys() - wants.keys())
+    if extra:
+        raise ModelError(f"parameter {extra[0]} is not part of the model as it is configured")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+    return {name: tuple(leaf.shape) for name, (_, leaf) in zip(names, flat, strict=True)}
