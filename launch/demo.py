@@ -1,0 +1,66 @@
+"""Encodes the photos in examples/, decodes them and shows both: python launch/demo.py [FOLDER].
+
+Writes, for each, the compressed file, the restored image and a picture with the original beside it.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import onedc_jax
+from onedc_jax import folders, images
+from onedc_jax.compilation import enable_compilation_cache
+
+ROOT = Path(__file__).resolve().parent.parent
+CAPTION = 32  # pixels below the pictures
+
+
+def side_by_side(original: np.ndarray, restored: np.ndarray, captions: tuple[str, str]):
+    """Two uint8 images [H, W, 3] -> one of [H + CAPTION, 2 W + 8, 3], a caption below each."""
+    height, width, _ = original.shape
+    sheet = Image.new("RGB", (2 * width + 8, height + CAPTION), "white")
+    draw = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(18)
+    for x, image, caption in zip((0, width + 8), (original, restored), captions, strict=True):
+        sheet.paste(Image.fromarray(image), (x, 0))
+        draw.text((x + 8, height + 4), caption, fill="black", font=font)
+    return np.asarray(sheet)
+
+
+def timed(function, *arguments):
+    start = time.perf_counter()
+    return function(*arguments), time.perf_counter() - start
+
+
+def main(folder: Path, out: Path) -> None:
+    enable_compilation_cache()
+    print("loading the embedded model; the first photo of a size includes compiling ...")
+    codec = onedc_jax.load("tiny")
+    out.mkdir(exist_ok=True)
+    row = "{:<16}{:>11}{:>11}{:>9}{:>8}{:>11}{:>11}".format
+    print(row("photo", "size", "original", "bytes", "bpp", "encode s", "decode s"))
+    for path in folders.find(folder, images.READ_SUFFIXES):
+        image, _ = images.read(path)
+        height, width, _ = image.shape
+        data, encode_seconds = timed(codec.encode, image)
+        restored, decode_seconds = timed(codec.decode, data)
+        bpp = 8 * len(data) / (width * height)
+        times = f"{encode_seconds:.2f}", f"{decode_seconds:.2f}"
+        before, after = f"{path.stat().st_size:,}", f"{len(data):,}"
+        print(row(path.name, f"{width}x{height}", before, after, f"{bpp:.4f}", *times))
+        captions = (
+            f"{path.name}: {before} bytes",
+            f"OneDC {codec.name}: {after} bytes, {bpp:.3f} bpp",
+        )
+        images.atomic_write(out / f"{path.stem}.onedc", data, overwrite=True)
+        images.write(out / f"{path.stem}.png", restored, overwrite=True)
+        sheet = side_by_side(image, restored, captions)
+        images.write(out / f"{path.stem}_both.png", sheet, overwrite=True)
+    print(f"\nSide by side, original and restored: {out}/*_both.png")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "examples", ROOT / "demo")

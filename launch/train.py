@@ -1,0 +1,38 @@
+"""Trains a stage: python launch/train.py --config=configs/stage1.py:tiny --workdir=runs/stage1
+
+The same command again continues where the run stopped. Any value of the configuration can be changed:
+--config.steps=1000 --config.data.root=photos/
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from onedc_jax.compilation import enable_compilation_cache
+from onedc_jax.errors import OneDCError
+from onedc_jax.training.loop import train
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/stage1.py:tiny.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+flags.mark_flags_as_required(["config", "workdir"])
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    logging.set_verbosity(logging.WARNING)  # Orbax tells every rename
+    enable_compilation_cache()
+    try:
+        train(_CONFIG.value, _WORKDIR.value)
+    except (OneDCError, FloatingPointError) as error:
+        sys.exit(_fail(error))
+
+
+def _fail(error: Exception) -> int:
+    print(f"train: {error}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,88 @@
+"""The same job on every file of a folder: which file becomes which, and going on past a bad one."""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+
+from onedc_jax.errors import ModelError, OneDCError
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for a failure that is no fault of the program, None for any other."""
+    if isinstance(error, OneDCError):
+        text = str(error)
+    elif isinstance(error, FileExistsError) and error.filename:
+        text = f"{error.filename}: exists already; --overwrite replaces files"
+        if not os.path.isfile(error.filename):
+            text = f"{error.filename}: is there already and is not a file"
+    elif isinstance(error, OSError):
+        what = error.strerror or str(error) or type(error).__name__
+        text = f"{error.filename}: {what}" if error.filename else what
+    elif isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        text = "not enough memory for an image of this size"
+    else:
+        return None
+    return " ".join(text.split())
+
+
+def find(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files below `folder` with one of these (lower-case) suffixes, sorted; no hidden ones."""
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(root, name) for name in files if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in suffixes]
+    return sorted(found)
+
+
+def targets(files: Iterable[Path], source: Path, target: Path, suffix: str) -> list[Path]:
+    """For each file below `source` its place below `target`, no two alike.
+
+    a/photo.jpg becomes a/photo + suffix. Where two files would meet (photo.jpg, photo.png; also
+    where a file system takes upper for lower case), each keeps its full name: photo.jpg + suffix.
+    """
+    files = [file.relative_to(source) for file in files]
+    names = [file.with_suffix(suffix) for file in files]
+    while True:
+        taken = Counter(str(name).casefold() for name in names)
+        clashes = [
+            i
+            for i, (file, name) in enumerate(zip(files, names, strict=True))
+            if taken[str(name).casefold()] > 1 and name != _full(file, suffix)
+        ]
+        if not clashes:
+            return [target / name for name in names]
+        for i in clashes:
+            names[i] = _full(files[i], suffix)
+
+
+def _full(file: Path, suffix: str) -> Path:
+    return file.with_name(file.name + suffix)
+
+
+def for_each(
+    jobs: Iterable[tuple[Path, Path]],
+    work: Callable[[Path, Path], object],
+    failed: Callable[[str], object],
+) -> tuple[list, int]:
+    """work(file, target) for every job, folders made as needed: (the results, how many failed).
+
+    A failure that a user can understand is told to `failed` in one line and does not end the job;
+    a ModelError does, since every further file would fail alike.
+    """
+    results, failures = [], 0
+    for file, target in jobs:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            results.append(work(file, target))
+        except ModelError:
+            raise
+        except Exception as error:
+            message = explain(error)
+            if message is None:
+                raise
+            failures += 1
+            named = str(file) in message or str(target) in message
+            failed(message if named else f"{file}: {message}")
+    return results, failures

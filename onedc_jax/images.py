@@ -1,0 +1,236 @@
+"""Image files to pixels and back, and files that appear whole or not at all.
+
+Pixels are uint8 arrays [H, W, 3]: RGB, upright, in sRGB.
+"""
+
+import contextlib
+import errno
+import io
+import os
+import secrets
+import stat
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from onedc_jax.errors import ImageError
+
+MAX_SIDE = 65535
+MAX_PIXELS = 1 << 27
+READ_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+WRITE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+
+# What Pillow may open. Its other readers are left out: some of them run other programs.
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SAVE = {
+    ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
+    ".webp": ("WEBP", {"lossless": True}),
+    ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
+    ".bmp": ("BMP", {}),
+    ".png": ("PNG", {}),
+    "": ("PNG", {}),
+}
+
+
+def read(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
+    """Reads PNG, JPEG, WebP, TIFF, BMP or GIF: (pixels uint8 [H, W, 3], notes).
+
+    The notes say, in words for the user, what of the file the pixels do not hold: transparency
+    (composited on white), 16-bit samples, further frames or pages, another colour space.
+
+    Raises ImageError for a file that is no image, is damaged, or is larger than MAX_SIDE or
+    MAX_PIXELS; OSError for one that cannot be opened.
+    """
+    path = Path(path)
+    with open(path, "rb") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's doubts about metadata are of no use to a user
+        try:
+            with Image.open(file, formats=_FORMATS) as image:
+                _check_size(path, *image.size)
+                notes = _notes(image)
+                image.load()
+                return _pixels(image, notes), notes
+        except (ImageError, MemoryError):
+            raise
+        except UnidentifiedImageError:
+            empty = not os.fstat(file.fileno()).st_size
+            what = "the file is empty" if empty else "not a PNG, JPEG, WebP, TIFF, BMP or GIF image"
+            raise ImageError(f"{path}: {what}") from None
+        except Image.DecompressionBombError:
+            raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels") from None
+        except Exception as error:
+            # Pillow's readers let through whatever a damaged file trips over (OSError,
+            # SyntaxError, struct.error, zlib.error, IndexError, ...).
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ImageError(f"{path}: damaged or unsupported image ({reason})") from error
+
+
+def write(path: str | os.PathLike, image: np.ndarray, overwrite: bool = False) -> None:
+    """Writes uint8 [H, W, 3] in the format of the path's extension (none: PNG).
+
+    JPEG has quality 95; the other formats are lossless. The file appears whole or not at all.
+    Raises ImageError for an extension or an image that cannot be written, FileExistsError if there
+    is such a file and `overwrite` is not set, OSError where writing fails.
+    """
+    check_writable(path)
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ImageError(f"an image is uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")
+    kind, options = _SAVE[Path(path).suffix.lower()]
+    buffer = io.BytesIO()
+    try:
+        Image.fromarray(image).save(buffer, kind, **options)
+    except (OSError, ValueError) as error:  # e.g. WebP holds at most 16383 pixels a side
+        size = f"{image.shape[1]}x{image.shape[0]}"
+        raise ImageError(f"{path}: {kind} cannot hold this {size} image ({error})") from error
+    atomic_write(path, buffer.getbuffer(), overwrite)
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raises ImageError unless `write` knows the path's extension."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in _SAVE:
+        known = ", ".join(WRITE_SUFFIXES)
+        raise ImageError(f"{path}: cannot write {suffix} images; use one of {known}")
+
+
+def atomic_write(path: str | os.PathLike, data: bytes, overwrite: bool = False) -> None:
+    """Writes a file under a temporary name beside `path`, then renames it: all of it or nothing.
+
+    Without `overwrite`, a file that is there stays, even one that appears meanwhile:
+    FileExistsError. What is no regular file (a device, a folder) is never replaced.
+    """
+    path = Path(path)
+    check_free(path, overwrite)
+    temporary = path.parent / f".onedc-{secrets.token_hex(8)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(data)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _rename_new(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
+    """Raises FileExistsError where `atomic_write` would, as far as can be known beforehand."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        raise FileExistsError(errno.EEXIST, "exists and is not a regular file", str(path))
+    if not overwrite:
+        raise _exists(path)
+
+
+def _exists(path) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "exists already; ask to overwrite it", str(path))
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Renames, unless `path` exists. A plain rename would replace it."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise _exists(path) from None
+    except OSError:
+        # No hard links on this file system: claim the name with an empty file, then replace that.
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            raise _exists(path) from None
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            path.unlink()
+            raise
+
+
+def _check_size(path: Path, width: int, height: int) -> None:
+    if min(width, height) < 1 or max(width, height) > MAX_SIDE:
+        raise ImageError(f"{path}: {width}x{height} pixels; a side has 1 to {MAX_SIDE:,}")
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{path}: {width}x{height} is more than {MAX_PIXELS:,} pixels")
+
+
+def _notes(image: Image.Image) -> list[str]:
+    """What is known before the pixels are decoded."""
+    notes = []
+    if getattr(image, "n_frames", 1) > 1:
+        notes.append(f"first of {image.n_frames} frames")
+    if image.format in ("PNG", "TIFF") and ";16" in str(image.tile):
+        notes.append("16-bit reduced to 8 bit")
+    return notes
+
+
+def _pixels(image: Image.Image, notes: list[str]) -> np.ndarray:
+    """Decoded image -> uint8 [H, W, 3]; adds to the notes."""
+    image = _upright(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _eight_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        if image.getextrema()[3][0] < 255:
+            notes.append("transparency composited on white")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+    return np.array(_srgb(image, notes))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Unreadable EXIF data is no reason to refuse the photo.
+    orientation = 1
+    with contextlib.suppress(Exception):
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    method = _TRANSPOSE.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits -> "L", or "LA" where one value stands for transparent."""
+    values = np.asarray(image)
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise ValueError("samples beyond 16 bits have no known range; save as 8 or 16 bits")
+    grey = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray((values != transparent).astype(np.uint8) * 255))
+    grey.info = {"icc_profile": image.info.get("icc_profile")}
+    return grey
+
+
+def _srgb(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Converts to RGB, through the embedded colour profile where there is one.
+
+    Nothing after this carries a profile, so without it a wide-gamut photo would turn pale.
+    """
+    profile = image.info.get("icc_profile")
+    if image.mode in ("RGBA", "RGBX", "P", "PA", "YCbCr"):
+        image = image.convert("RGB")
+    if profile and image.mode in ("RGB", "CMYK", "L"):
+        with contextlib.suppress(ImageCms.PyCMSError, OSError):
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            name = ImageCms.getProfileDescription(source).strip()
+            if "srgb" not in name.lower():
+                target = ImageCms.createProfile("sRGB")
+                image = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
+                notes.append(f"colours converted from {name or 'an embedded profile'} to sRGB")
+    return image.convert("RGB")

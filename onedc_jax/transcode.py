@@ -1,0 +1,99 @@
+"""One image file to one compressed file, and back."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from onedc_jax import images
+from onedc_jax.coding import stream
+from onedc_jax.errors import OneDCError, StreamError
+
+STREAM_SUFFIX = ".onedc"
+
+# No stream comes near this; a file that is larger was named by mistake and is not read.
+_MAX_STREAM_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Done:
+    """One file encoded or decoded: the image's size, the compressed file's bytes."""
+
+    width: int
+    height: int
+    size: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def bpp(self) -> float:
+        """Bits of the whole compressed file a pixel."""
+        return 8 * self.size / (self.width * self.height)
+
+    def __str__(self) -> str:
+        size = f"{self.width}x{self.height}  {self.size:,} bytes"
+        return f"{size}  {self.bpp:.3f} bpp  {self.seconds:.2f} s"
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What tells encoding from decoding: the names of files, and the work."""
+
+    verb: str
+    suffixes: tuple[str, ...]
+    target_suffix: str
+    check_name: Callable[[Path], None]
+    work: Callable[..., Done]  # (load, file, target, overwrite), as encode and decode below
+
+
+def encode(load: Callable, file: Path, target: Path, overwrite: bool) -> Done:
+    """Image file -> compressed file. `load()` gives the codec, asked for once all else is well.
+
+    Raises ImageError, ModelError, StreamError or OSError, and then leaves no file.
+    """
+    check_stream_name(target)
+    images.check_free(target, overwrite)
+    image, notes = images.read(file)
+    codec = load()
+    start = time.perf_counter()
+    data = codec.encode(image)
+    seconds = time.perf_counter() - start
+    images.atomic_write(target, data, overwrite)
+    return Done(image.shape[1], image.shape[0], len(data), seconds, tuple(notes))
+
+
+def decode(load: Callable, file: Path, target: Path, overwrite: bool) -> Done:
+    """Compressed file -> image file, in the format of its extension; otherwise as `encode`."""
+    images.check_writable(target)
+    images.check_free(target, overwrite)
+    data, _ = read_stream(file)
+    codec = load()
+    start = time.perf_counter()
+    try:
+        image = codec.decode(data)
+    except StreamError as error:
+        raise StreamError(f"{file}: {error}") from error
+    seconds = time.perf_counter() - start
+    images.write(target, image, overwrite)
+    return Done(image.shape[1], image.shape[0], len(data), seconds)
+
+
+def read_stream(file: Path) -> tuple[bytes, stream.Info]:
+    """A compressed file's bytes and contents, checked as far as can be without a model."""
+    if file.stat().st_size > _MAX_STREAM_BYTES:
+        raise StreamError(f"{file}: too large to be a compressed image")
+    data = file.read_bytes()
+    try:
+        return data, stream.inspect(data)
+    except StreamError as error:
+        raise StreamError(f"{file}: {error}") from error
+
+
+def check_stream_name(target: Path) -> None:
+    """Raises OneDCError for an image's name: `onedc encode a.jpg b.jpg` is a slip."""
+    if target.suffix.lower() in images.READ_SUFFIXES:
+        raise OneDCError(f"{target}: the output is no image; name it {target.stem}{STREAM_SUFFIX}")
+
+
+ENCODE = Direction("encoded", images.READ_SUFFIXES, STREAM_SUFFIX, check_stream_name, encode)
+DECODE = Direction("decoded", (STREAM_SUFFIX,), ".png", images.check_writable, decode)

@@ -1,0 +1,313 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import onedc_jax
+from onedc_jax import cli, folders
+from onedc_jax.coding import stream
+from onedc_jax.errors import ImageError, ModelError
+
+
+def onedc(capsys, *arguments) -> tuple[int, str, str]:
+    """Runs a command line; returns its exit code, output and error output."""
+    code = cli.main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def fails(capsys, *arguments) -> str:
+    """Runs a command line that must fail in one line; returns that line."""
+    code, out, err = onedc(capsys, *arguments)
+    assert code == 2 and out == ""
+    assert err.startswith("onedc: ") and err.count("\n") == 1
+    return err
+
+
+def picture(path: Path, width: int = 70, height: int = 50) -> Path:
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([3 * x, 5 * y, 2 * (x + y)], axis=-1).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+@pytest.fixture
+def photo(tmp_path):
+    return picture(tmp_path / "photo.png")
+
+
+@pytest.fixture
+def compressed(tmp_path):
+    """A sound container whose y is nonsense; it suffices for what needs no model."""
+    header = stream.Header(width=70, height=50, fingerprint=0xBEEF)
+    path = tmp_path / "photo.onedc"
+    path.write_bytes(stream.pack(header, np.zeros(header.z_shape, np.int32), b"\x00" * 5))
+    return path
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    """Makes sure that a command fails before it loads a model."""
+
+    def load(_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setitem(vars(onedc_jax), "load", load)
+
+
+# What is wrong with a command line is said before a model is loaded, and nothing is written.
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("command", ["encode", "decode", "info"])
+def test_a_missing_input_is_named(capsys, tmp_path, command):
+    assert "nothing.x: No such file" in fails(capsys, command, tmp_path / "nothing.x")
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"\x89PNG\r\n\x1a\n12345678"])
+def test_what_is_no_image_is_not_encoded(capsys, tmp_path, content):
+    (tmp_path / "a.png").write_bytes(content)
+    assert "a.png: " in fails(capsys, "encode", tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("command", ["decode", "info"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "version"])
+def test_what_is_no_stream_is_not_decoded(capsys, compressed, command, damage):
+    data = bytearray(compressed.read_bytes())
+    if damage == "flipped":
+        data[-6] ^= 4
+    if damage == "version":
+        data[1] = 0xF0
+    changed = {"empty": b"", "text": b"hello\n", "cut": data[:-3]}.get(damage, bytes(data))
+    compressed.write_bytes(changed)
+    assert "photo.onedc: " in fails(capsys, command, compressed)
+    assert list(compressed.parent.iterdir()) == [compressed]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_an_existing_output_is_refused(capsys, photo, compressed):
+    before = compressed.read_bytes()
+    assert "photo.onedc: exists already; --overwrite" in fails(capsys, "encode", photo)
+    assert compressed.read_bytes() == before
+    assert "photo.png: exists already; --overwrite" in fails(capsys, "decode", compressed)
+
+
+@pytest.mark.usefixtures("no_model")
+def test_an_output_that_cannot_be_is_refused(capsys, photo, compressed):
+    folder = photo.parent
+    for arguments, message in (
+        (("encode", photo, folder / "no" / "a.onedc"), "no: no such folder"),
+        (("encode", photo, folder / "a.png", "--overwrite"), "name it a.onedc"),
+        (("encode", photo, photo, "--overwrite"), "is the input itself"),
+        (("decode", compressed, folder / "a.xyz"), "cannot write .xyz images"),
+        (("encode", folder, photo), "photo.png: is a file"),
+    ):
+        assert message in fails(capsys, *arguments)
+    assert sorted(folder.iterdir()) == [compressed, photo]
+
+
+@pytest.mark.usefixtures("no_model")
+def test_a_folder_without_images_is_refused(capsys, tmp_path):
+    assert "no .png, .jpg" in fails(capsys, "encode", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (ModelError("two\nlines"), 2, "two lines"),
+        (MemoryError(), 2, "not enough memory"),
+        (RuntimeError("RESOURCE_EXHAUSTED: ..."), 2, "not enough memory"),
+        (OSError(28, "No space left on device", "there"), 2, "there: No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_goes_wrong_inside_is_one_line_and_no_output(
+    capsys, monkeypatch, photo, error, code, message
+):
+    def load(_):
+        raise error
+
+    monkeypatch.setitem(vars(onedc_jax), "load", load)
+    found, out, err = onedc(capsys, "encode", photo)
+    assert (found, out, err) == (code, "", err) and err.count("\n") == 1 and message in err
+    assert list(photo.parent.iterdir()) == [photo]
+
+
+def test_a_mistake_of_the_program_is_not_hidden(monkeypatch, photo):
+    def load(_):
+        raise KeyError("a bug")
+
+    monkeypatch.setitem(vars(onedc_jax), "load", load)
+    with pytest.raises(KeyError):
+        cli.main(["encode", str(photo)])
+
+
+# info
+
+
+def test_info_tells_where_the_bytes_go(capsys, compressed):
+    code, out, err = onedc(capsys, "info", compressed, "--json")
+    facts = json.loads(out)
+    assert (code, err) == (0, "")
+    assert (facts["width"], facts["height"], facts["fingerprint"]) == (70, 50, "beef")
+    assert facts["y_bytes"] == 5
+    parts = sum(facts[f"{part}_bytes"] for part in ("header", "z", "y", "checksum"))
+    assert parts == facts["bytes"] == compressed.stat().st_size
+    assert facts["bpp"] == pytest.approx(8 * facts["bytes"] / (70 * 50), abs=1e-6)
+
+
+def test_info_is_readable_without_json(capsys, compressed):
+    _, out, _ = onedc(capsys, "info", compressed)
+    for fact in ("70x50", "bpp", "beef", "version", "5 bytes"):
+        assert fact in out
+
+
+def test_info_goes_on_past_a_bad_file(capsys, tmp_path, compressed):
+    (tmp_path / "bad").write_bytes(b"bad")
+    code, out, err = onedc(capsys, "info", "--json", tmp_path / "bad", compressed)
+    assert code == 2 and len(out.splitlines()) == len(err.splitlines()) == 1
+
+
+def test_info_names_the_embedded_model(capsys, monkeypatch, tmp_path, compressed):
+    (tmp_path / "presets" / "mine").mkdir(parents=True)
+    (tmp_path / "presets" / "mine" / "model.json").write_text('{"fingerprint": 48879}')
+    monkeypatch.setattr(cli, "_PRESETS", tmp_path / "presets")
+    _, out, _ = onedc(capsys, "info", compressed, "--json")
+    assert json.loads(out)["model"] == "mine"
+
+
+# Names in folders
+
+
+def names(*files: str) -> list[str]:
+    found = folders.targets([Path("in", file) for file in files], Path("in"), Path("out"), ".onedc")
+    return [path.relative_to("out").as_posix() for path in found]
+
+
+def test_subfolders_are_kept():
+    assert names("a.jpg", "b/a.jpg", "b/c.d.png") == ["a.onedc", "b/a.onedc", "b/c.d.onedc"]
+
+
+def test_files_that_would_meet_keep_their_full_names():
+    assert names("a.jpg", "a.png", "b.png") == ["a.jpg.onedc", "a.png.onedc", "b.onedc"]
+    assert names("A.jpg", "a.png") == ["A.jpg.onedc", "a.png.onedc"]
+    assert names("a.jpg", "a.jpg.png", "a.png") == [
+        *("a.jpg.onedc", "a.jpg.png.onedc", "a.png.onedc"),
+    ]
+
+
+def test_files_are_found_sorted_in_all_subfolders_but_hidden_ones(tmp_path):
+    for name in ("b.JPG", "a/c.png", "a/notes.txt", ".hidden.png", ".cache/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = folders.find(tmp_path, (".png", ".jpg"))
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/c.png", "b.JPG"]
+
+
+def test_a_job_goes_on_past_a_bad_file_but_not_past_a_bad_model(tmp_path):
+    def work(file, _):
+        if file.name == "bad":
+            raise ImageError("no image")
+        if file.name == "hopeless":
+            raise ModelError("no model")
+        return file.name
+
+    jobs = [(Path(name), tmp_path / "new" / name) for name in ("bad", "good", "hopeless")]
+    said = []
+    assert folders.for_each(jobs[:2], work, said.append) == (["good"], 1)
+    assert said == ["bad: no image"]
+    with pytest.raises(ModelError):
+        folders.for_each(jobs, work, said.append)
+
+
+# With a model
+
+
+def test_a_photo_there_and_back(capsys, photo, tiny_model):
+    assert onedc(capsys, "encode", photo, "--model", tiny_model)[::2] == (0, "")
+    compressed, restored = photo.with_suffix(".onedc"), photo.with_name("restored.bmp")
+    code, out, err = onedc(capsys, "decode", compressed, restored, "--model", tiny_model)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{compressed} -> {restored}  70x50  {compressed.stat().st_size:,} bytes")
+    codec = onedc_jax.load(tiny_model)
+    with Image.open(restored) as image:
+        assert image.format == "BMP"
+        np.testing.assert_array_equal(image, codec.decode(compressed.read_bytes()))
+
+
+def test_a_folder_there_and_back(capsys, tmp_path, tiny_model):
+    picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "in" / "sub" / "b.jpg", 65, 63)
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"not a jpeg")
+    small, back = tmp_path / "small", tmp_path / "back"
+    code, out, err = onedc(capsys, "encode", tmp_path / "in", small, "--model", tiny_model)
+    assert code == 1 and out.startswith("2 encoded, 1 failed") and "bad.jpg: not a" in err
+    files = folders.find(tmp_path, [".onedc"])
+    assert files == [small / "a.onedc", small / "sub" / "b.onedc"]
+    assert f"{sum(file.stat().st_size for file in files):,} bytes" in out
+
+    code, out, err = onedc(capsys, "decode", small, back, "--model", tiny_model)
+    assert (code, err) == (0, "") and out.startswith("2 decoded, 0 failed")
+    with Image.open(back / "a.png") as a, Image.open(back / "sub" / "b.png") as b:
+        assert (a.size, b.size) == ((70, 50), (65, 63))
+
+
+def test_what_was_changed_in_reading_is_said(capsys, tmp_path, tiny_model):
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a.png")
+    code, _, err = onedc(capsys, "encode", tmp_path / "a.png", "--model", tiny_model)
+    assert code == 0
+    assert err == f"onedc: {tmp_path / 'a.png'}: transparency composited on white\n"
+
+
+def test_another_model_s_stream_is_refused(capsys, compressed, tiny_model):
+    # No model has this fingerprint but for one chance in 65536.
+    assert "photo.onedc: " in fails(capsys, "decode", compressed, "--model", tiny_model)
+    assert list(compressed.parent.iterdir()) == [compressed]
+
+
+@pytest.mark.parametrize("model", ["no-such-name", "a/path"])
+def test_an_unknown_model_is_named(capsys, photo, model):
+    assert model in fails(capsys, "encode", photo, "--model", model)
+
+
+# The command itself
+
+
+def test_help_and_info_load_neither_jax_nor_numpy_for_nothing(compressed):
+    program = f"""
+import sys
+from onedc_jax.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+assert not {{"jax", "numpy", "PIL"}} & sys.modules.keys()
+main(["info", {str(compressed)!r}])
+assert "jax" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes differ elsewhere")
+def test_a_reader_that_leaves_is_no_error(compressed):
+    command = [sys.executable, "-m", "onedc_jax.cli", "info", *[str(compressed)] * 500]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.skipif(shutil.which("onedc") is None, reason="the package is not installed")
+def test_the_console_script_runs():
+    result = subprocess.run(["onedc", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout == f"onedc {onedc_jax.__version__}\n"

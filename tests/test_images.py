@@ -1,0 +1,298 @@
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from onedc_jax import images
+from onedc_jax.errors import ImageError
+
+COLOUR = (200, 100, 50)
+
+
+@pytest.fixture
+def photo():
+    """A smooth uint8 [12, 20, 3] that no two orientations of agree on."""
+    y, x = np.mgrid[:12, :20]
+    return np.stack([10 * x, 20 * y, 5 * (x + y)], axis=-1).astype(np.uint8)
+
+
+def png(samples: np.ndarray, kind: int) -> bytes:
+    """A 16-bit PNG; Pillow writes only grey ones."""
+    height, width = samples.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+
+    def chunk(name, data):
+        crc = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in chunks)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ""])
+def test_a_lossless_format_gives_back_what_was_written(tmp_path, photo, suffix):
+    images.write(tmp_path / f"a{suffix}", photo)
+    pixels, notes = images.read(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(pixels, photo)
+    assert notes == []
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".jpeg"])
+def test_a_jpeg_gives_back_nearly_what_was_written(tmp_path, photo, suffix):
+    images.write(tmp_path / f"a{suffix}", photo)
+    with Image.open(tmp_path / f"a{suffix}") as image:
+        assert image.format == "JPEG"
+    pixels, _ = images.read(tmp_path / f"a{suffix}")
+    assert np.abs(pixels.astype(int) - photo).max() < 16
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_camera_s_orientation_is_applied(tmp_path, photo, orientation, suffix):
+    # How EXIF defines it: which side of the scene the first row and the first column show.
+    as_stored = {
+        1: photo,
+        2: photo[:, ::-1],
+        3: photo[::-1, ::-1],
+        4: photo[::-1],
+        5: photo.transpose(1, 0, 2),
+        6: photo.transpose(1, 0, 2)[::-1],
+        7: photo[::-1, ::-1].transpose(1, 0, 2),
+        8: photo.transpose(1, 0, 2)[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {".webp": {"lossless": True}, ".jpg": {"quality": 95, "subsampling": 0}}
+    path = tmp_path / f"a{suffix}"
+    stored = Image.fromarray(np.ascontiguousarray(as_stored))
+    stored.save(path, exif=exif, **options.get(suffix, {}))
+    pixels, _ = images.read(path)
+    assert pixels.shape == photo.shape
+    assert np.abs(pixels.astype(int) - photo).max() < 16
+
+
+@pytest.mark.parametrize(
+    ("mode", "value", "expected"),
+    [
+        ("1", 1, (255, 255, 255)),
+        ("L", 100, (100, 100, 100)),
+        ("I;16", 0x8080, (128, 128, 128)),
+        ("I", 0xFFFF, (255, 255, 255)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("YCbCr", (76, 85, 255), (254, 0, 0)),
+        ("RGB", COLOUR, COLOUR),
+        ("RGBA", (*COLOUR, 255), COLOUR),
+        ("LA", (100, 0), (255, 255, 255)),
+        ("RGBA", (0, 0, 0, 51), (204, 204, 204)),
+    ],
+)
+def test_every_kind_of_pixel_becomes_rgb(tmp_path, mode, value, expected):
+    Image.new(mode, (3, 2), value).save(tmp_path / "a.tif")
+    pixels, _ = images.read(tmp_path / "a.tif")
+    assert pixels.dtype == np.uint8 and pixels.shape == (2, 3, 3)
+    np.testing.assert_array_equal(pixels, np.broadcast_to(expected, (2, 3, 3)))
+
+
+def test_a_palette_is_looked_up_and_its_transparent_entry_becomes_white(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([*COLOUR, 1, 2, 3])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "a.png", transparency=1)
+    pixels, notes = images.read(tmp_path / "a.png")
+    np.testing.assert_array_equal(pixels, [[COLOUR, (255, 255, 255)]])
+    assert notes == ["transparency composited on white"]
+
+
+def test_transparency_is_not_mentioned_where_nothing_is_transparent(tmp_path):
+    Image.new("RGBA", (2, 2), (*COLOUR, 255)).save(tmp_path / "a.png")
+    assert images.read(tmp_path / "a.png")[1] == []
+
+
+# PNG's kinds: 0 grey, 2 RGB, 4 grey and alpha, 6 RGB and alpha.
+@pytest.mark.parametrize(("kind", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_16_bit_is_reduced_and_said_so(tmp_path, kind, channels):
+    samples = np.full((2, 3, channels), 0x6464, np.uint16)
+    if kind in (4, 6):
+        samples[..., -1] = 0xFFFF
+    (tmp_path / "a.png").write_bytes(png(samples, kind))
+    pixels, notes = images.read(tmp_path / "a.png")
+    np.testing.assert_array_equal(pixels, np.full((2, 3, 3), 0x64))
+    assert notes == ["16-bit reduced to 8 bit"]
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".webp", ".tif", ".png"])
+def test_of_several_frames_the_first_is_taken_and_said_so(tmp_path, suffix):
+    first, second = Image.new("RGB", (4, 4), "black"), Image.new("RGB", (4, 4), "white")
+    first.save(tmp_path / f"a{suffix}", save_all=True, append_images=[second])
+    pixels, notes = images.read(tmp_path / f"a{suffix}")
+    assert pixels.max() < 8 and notes == ["first of 2 frames"]
+
+
+def test_another_colour_space_becomes_srgb(tmp_path):
+    # sRGB under another name and with its primaries for red and green exchanged.
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for old, new in ((b"rXYZ", b"?XYZ"), (b"gXYZ", b"rXYZ"), (b"?XYZ", b"gXYZ")):
+        profile = profile.replace(old, new)
+    profile = profile.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+    Image.new("RGB", (2, 2), COLOUR).save(tmp_path / "a.png", icc_profile=profile)
+    pixels, notes = images.read(tmp_path / "a.png")
+    red, green, blue = COLOUR
+    np.testing.assert_allclose(pixels[0, 0].astype(int), (green, red, blue), atol=1)
+    assert notes == ["colours converted from swap built-in to sRGB"]
+
+
+@pytest.mark.parametrize("profile", ["sRGB", "LAB", b"nonsense"])
+def test_a_colour_profile_that_says_or_means_nothing_changes_nothing(tmp_path, profile):
+    if isinstance(profile, str):
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile(profile)).tobytes()
+    Image.new("RGB", (2, 2), COLOUR).save(tmp_path / "a.png", icc_profile=profile)
+    pixels, notes = images.read(tmp_path / "a.png")
+    assert tuple(pixels[0, 0]) == COLOUR and notes == []
+
+
+def encoded(kind: str) -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_a_truncated_image_is_refused_in_one_line(tmp_path, kind, part):
+    data = encoded(kind)
+    path = tmp_path / "cut"
+    path.write_bytes(data[: int(part * len(data))])
+    with pytest.raises(ImageError, match="cut") as caught:
+        images.read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF"])
+def test_a_damaged_image_is_refused_or_read_but_nothing_else(tmp_path, kind):
+    data = encoded(kind)
+    rng = np.random.default_rng(1)
+    for _ in range(50):
+        damaged = bytearray(data)
+        for position in rng.integers(0, min(len(data), 400), 8):
+            damaged[position] = rng.integers(256)
+        (tmp_path / "a").write_bytes(damaged)
+        try:
+            pixels, _ = images.read(tmp_path / "a")
+        except ImageError:
+            continue
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
+
+
+@pytest.mark.parametrize(
+    ("data", "message"), [(b"", "empty"), (b"hello\n", "not a PNG"), (b"%!PS-Adobe", "not a PNG")]
+)
+def test_what_is_no_image_is_refused(tmp_path, data, message):
+    (tmp_path / "a.png").write_bytes(data)
+    with pytest.raises(ImageError, match=message):
+        images.read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("size", [(70000, 1), (30000, 30000), (12000, 12000)])
+def test_a_declared_size_is_bounded_before_anything_is_decoded(tmp_path, size):
+    header = bytearray(png(np.zeros((1, 1, 3), np.uint16), 2))
+    header[16:24] = struct.pack(">II", *size)
+    header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
+    (tmp_path / "bomb.png").write_bytes(header)
+    with pytest.raises(ImageError, match="pixels"):
+        images.read(tmp_path / "bomb.png")
+
+
+def test_a_missing_file_is_the_system_s_own_error(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        images.read(tmp_path / "nothing.png")
+
+
+def test_an_existing_file_is_replaced_only_when_asked(tmp_path, photo):
+    path = tmp_path / "a.png"
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError):
+        images.write(path, photo)
+    assert path.read_bytes() == b"precious"
+    images.write(path, photo, overwrite=True)
+    np.testing.assert_array_equal(images.read(path)[0], photo)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_appears_while_writing_stays(tmp_path, monkeypatch):
+    # The check beforehand sees nothing, as when another program is a moment faster.
+    monkeypatch.setattr(images, "check_free", lambda path, overwrite: None)
+    path = tmp_path / "a"
+    path.write_bytes(b"precious")
+    with pytest.raises(FileExistsError):
+        images.atomic_write(path, b"new")
+    assert path.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_without_hard_links_files_are_written_and_kept_all_the_same(tmp_path, monkeypatch, there):
+    def link(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(images.os, "link", link)
+    monkeypatch.setattr(images, "check_free", lambda path, overwrite: None)
+    path = tmp_path / "a"
+    if there:
+        path.write_bytes(b"precious")
+        with pytest.raises(FileExistsError):
+            images.atomic_write(path, b"new")
+    else:
+        images.atomic_write(path, b"precious")
+    assert path.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, overwrite):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    for name in ("replace", "link"):
+        monkeypatch.setattr(images.os, name, fail)
+    with pytest.raises(OSError, match="No space"):
+        images.atomic_write(tmp_path / "a", b"data", overwrite)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_written_file_has_the_usual_permissions(tmp_path):
+    (tmp_path / "usual").write_bytes(b"")
+    images.atomic_write(tmp_path / "a", b"data")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_what_is_no_file_is_never_replaced(tmp_path):
+    with pytest.raises(FileExistsError, match="regular"):
+        images.atomic_write(tmp_path, b"data", overwrite=True)
+
+
+def test_an_unknown_extension_is_refused_with_the_known_ones(tmp_path, photo):
+    with pytest.raises(ImageError, match=r"\.xyz .*\.png.*\.webp"):
+        images.write(tmp_path / "a.xyz", photo)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((2, 2, 3), np.float32),
+        np.zeros((2, 2), np.uint8),
+        np.zeros((2, 2, 4), np.uint8),
+        np.zeros((0, 2, 3), np.uint8),
+    ],
+)
+def test_what_is_no_picture_is_not_written(tmp_path, image):
+    with pytest.raises(ImageError):
+        images.write(tmp_path / "a.png", image)
+
+
+def test_an_image_too_large_for_its_format_is_refused(tmp_path):
+    with pytest.raises(ImageError, match="WEBP cannot hold this 16384x1"):
+        images.write(tmp_path / "a.webp", np.zeros((1, 16384, 3), np.uint8))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,133 @@
+"""The house's plan: who may import whom, and how long a file may be."""
+
+import ast
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted(ROOT.glob("onedc_jax/**/*.py"))
+
+# Room -> what of ours it may import. A file belongs to the first room that fits; one that fits
+# none fails, until it is given its place here.
+ROOMS = {
+    "onedc_jax.errors": [],
+    # leaves: of ours, only errors (and what reads an image)
+    "onedc_jax.images": ["errors"],
+    "onedc_jax.data": ["errors", "images"],
+    "onedc_jax.log": ["errors"],
+    "onedc_jax.metrics": ["errors"],
+    "onedc_jax.sharding": ["errors"],
+    "onedc_jax.compilation": ["errors"],
+    "onedc_jax.folders": ["errors"],
+    "onedc_jax.weights": ["errors"],
+    # what the network is
+    "onedc_jax.models.layers": [],
+    "onedc_jax.models.onedc": ["errors", "models.*"],
+    "onedc_jax.models.*": ["errors", "models.*"],
+    # models on disk
+    "onedc_jax.checkpoint": ["errors", "models.*"],
+    "onedc_jax.convert": ["errors", "models.*", "weights", "checkpoint"],
+    # integers and bytes; only the codec knows a network
+    "onedc_jax.coding.codec": ["errors", "models.*", "checkpoint", "coding.*"],
+    "onedc_jax.coding.*": ["errors", "coding.tables", "coding.entropy", "coding.stream"],
+    # how it is learned
+    "onedc_jax.training.loop": [
+        *("errors", "models.*", "training.*", "checkpoint", "weights"),
+        *("data", "log", "metrics", "sharding", "compilation"),
+    ],
+    "onedc_jax.training.*": ["errors", "models.*", "training.*", "checkpoint", "weights"],
+    # what people use
+    "onedc_jax.evaluate": ["errors", "coding.*", "images", "metrics", "log", "folders"],
+    "onedc_jax.transcode": ["errors", "images", "coding.stream"],
+    "onedc_jax.cli": ["*"],
+    "onedc_jax": [],
+}
+
+# These load fast: nothing heavy where a module begins.
+LIGHT = {
+    "onedc_jax": ("jax", "flax", "numpy", "PIL", "orbax"),
+    "onedc_jax.cli": ("jax", "flax", "numpy", "PIL", "orbax"),
+    "onedc_jax.folders": ("jax", "flax", "numpy", "PIL", "orbax"),
+    "onedc_jax.errors": ("jax", "flax", "numpy", "PIL", "orbax"),
+    "onedc_jax.compilation": ("jax", "flax"),
+    "onedc_jax.transcode": ("jax", "flax", "orbax"),
+    "onedc_jax.images": ("jax", "flax", "orbax"),
+    "onedc_jax.coding.tables": ("jax", "flax", "orbax"),
+    "onedc_jax.coding.entropy": ("jax", "flax", "orbax"),
+    "onedc_jax.coding.stream": ("jax", "flax", "orbax"),
+}
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module(path): path for path in FILES}
+
+
+def imports(name: str, everywhere: bool = True) -> set[str]:
+    """The modules that a module imports: in all of it, or only where it is loaded."""
+    tree = ast.parse(MODULES[name].read_text())
+    found = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: imports are absolute here"
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in MODULES else node.module)
+    return found
+
+
+def ours(name: str) -> set[str]:
+    return {other for other in imports(name) if other.split(".")[0] == "onedc_jax"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_go_one_way(name):
+    room = next((room for room in ROOMS if fnmatch(name, room)), None)
+    assert room or MODULES[name].read_text() == "", f"{name} has no place in the plan above"
+    # Of the package itself anyone may ask for its version.
+    for other in ours(name) - {"onedc_jax"}:
+        allowed = any(fnmatch(other, f"onedc_jax.{pattern}") for pattern in ROOMS[room])
+        assert allowed, f"{name} must not import {other}"
+
+
+def test_no_module_imports_itself_in_a_circle():
+    done, path = set(), []
+
+    def visit(name):
+        assert name not in path, " -> ".join([*path, name])
+        if name in done or name not in MODULES:
+            return
+        path.append(name)
+        for other in sorted(ours(name)):
+            visit(other)
+        done.add(path.pop())
+
+    for name in MODULES:
+        visit(name)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_package_imports_no_launcher_and_no_configuration(name):
+    roots = {other.split(".")[0] for other in imports(name)}
+    assert not roots & {"launch", "configs", "tests", "notebooks"}
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_what_must_load_fast_imports_nothing_heavy(name):
+    assert not {other.split(".")[0] for other in imports(name, everywhere=False)} & {*LIGHT[name]}
+
+
+@pytest.mark.parametrize("folder", ["onedc_jax", "launch", "configs", "tests"])
+def test_no_file_is_longer_than_400_lines(folder):
+    lengths = {
+        str(path.relative_to(ROOT)): len(path.read_text().splitlines())
+        for path in (ROOT / folder).glob("**/*.py")
+    }
+    assert {path: length for path, length in lengths.items() if length > 400} == {}
