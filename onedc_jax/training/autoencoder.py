@@ -1,0 +1,62 @@
+"""Training the KL autoencoder: L1 + LPIPS + a little KL. The first link of the chain from scratch."""
+
+import jax
+import jax.numpy as jnp
+
+from onedc_jax.models.init import random_params
+from onedc_jax.models.lpips import load_lpips, lpips
+from onedc_jax.models.vae import VAE
+from onedc_jax.training import losses
+from onedc_jax.training.state import (
+    Stage,
+    TrainState,
+    gradient_update,
+    init_state,
+    make_optimizer,
+    merge,
+    partition,
+)
+
+
+def make(config) -> Stage:
+    """The stage of a configuration such as configs/vae.py's."""
+    settings = config.model.vae.to_dict()
+    model = VAE(**settings)
+    optimizer = make_optimizer(config)
+
+    def init() -> tuple[TrainState, dict]:
+        image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        key = jax.random.key(0)
+        params = {"vae": jax.eval_shape(model.init, key, image, key)["params"]}
+        params = random_params(params, config.seed)
+        trainable, frozen = partition(params, config.trainable)
+        return init_state(trainable, optimizer), dict(model=frozen, lpips=load_lpips(config.lpips.net))
+
+    def loss(params, frozen, batch, key, step):
+        image = losses.from_uint8(batch["image"])
+        params = merge(params, frozen["model"])["vae"]
+        sample_key, shift_key = jax.random.split(key)
+        decoded, posterior = model.apply({"params": params}, image, sample_key)
+        pair = map(losses.to_unit, losses.shifted(shift_key, decoded, image))
+        terms = dict(
+            l1=losses.l1(decoded, image),
+            lpips=lpips(frozen["lpips"], *pair, **config.lpips).mean(),
+            kl=losses.kl(*posterior),
+        )
+        total = config.l1 * terms["l1"] + terms["lpips"] + config.kl * terms["kl"]
+        latent_std = posterior.mean.std()
+        return total, terms | dict(
+            loss=total, psnr=losses.psnr(decoded, image), latent_std=latent_std
+        )
+
+    def panel(state, frozen, batch):
+        image = losses.from_uint8(batch["image"])
+        params = {"params": merge(state.ema, frozen["model"])["vae"]}
+        latent = model.apply(params, image, method=VAE.encode).mean
+        return dict(original=image, decoded=model.apply(params, latent, method=VAE.decode))
+
+    def export(state, frozen):
+        return merge(state.ema, frozen["model"])
+
+    update = gradient_update(loss, optimizer, config.ema)
+    return Stage(init, update, panel, export, {"vae": settings})

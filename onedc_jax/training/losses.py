@@ -1,0 +1,51 @@
+"""Losses: arrays in, a scalar out. Images are float32 [B, H, W, 3] in [-1, 1] unless said."""
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def to_unit(image: Array) -> Array:
+    """[-1, 1] -> [0, 1], where L1, LPIPS and PSNR are taken."""
+    return (image + 1) / 2
+
+
+def from_uint8(image: Array) -> Array:
+    """uint8 -> float32 in [-1, 1]."""
+    return image.astype(jnp.float32) / 127.5 - 1
+
+
+def l1(a: Array, b: Array) -> Array:
+    """Mean absolute difference on the [0, 1] scale."""
+    return jnp.abs(to_unit(a) - to_unit(b)).mean()
+
+
+def psnr(a: Array, b: Array) -> Array:
+    """Peak signal to noise ratio in dB, the mean over images of what each has after clipping."""
+    mse = jnp.square(to_unit(jnp.clip(a, -1, 1)) - to_unit(b)).mean((1, 2, 3))
+    return (-10 * jnp.log10(jnp.maximum(mse, 1e-10))).mean()
+
+
+def kl(mean: Array, logvar: Array) -> Array:
+    """KL divergence from the unit Gaussian, summed over an image's latent, mean over images."""
+    terms = jnp.square(mean) + jnp.exp(logvar) - 1.0 - logvar
+    return 0.5 * terms.sum((1, 2, 3)).mean()
+
+
+def shifted(key: Array, *images: Array, reach: int = 8) -> list[Array]:
+    """The images less `reach` pixels a side, all cut at one random offset.
+
+    A perceptual network with strides does not see every pattern at every position: without this, a
+    decoder whose own grid is aligned with those strides leaves the patterns that it does not see.
+    """
+    y, x = jax.random.randint(key, (2,), 0, reach + 1)
+    b, h, w, c = images[0].shape
+    cut = lambda image: jax.lax.dynamic_slice(image, (0, y, x, 0), (b, h - reach, w - reach, c))
+    return [cut(image) for image in images]
+
+
+def ramp(step: Array, value: float, steps: int, start: float = 1e-4) -> Array:
+    """The rate's weight: quadratic from `start` to `value` over the first `steps` steps (paper, appendix)."""
+    progress = jnp.clip(step / max(steps, 1), 0.0, 1.0)
+    return start + (value - start) * jnp.square(progress)
