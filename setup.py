@@ -8,7 +8,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "onedc_jax/__init__.py").re
 readme = here / "README.md"
 
 train = [
-    "optax>=0.2.4,<0.3",
+    "optax>=0.2.5,<0.3",
     "grain>=0.2.12,<0.3",
     "ml-collections>=1.0,<2",
 ]
@@ -40,7 +40,7 @@ setup(
         "train": train + lpips + ["tensorflow-datasets>=4.9"],
         "metrics": lpips,
         "convert": convert,
-        "dev": train + convert + ["pytest>=8", "ruff>=0.12"],
+        "dev": train + convert + lpips + ["pytest>=8", "ruff>=0.12"],
     },
     entry_points={"console_scripts": ["onedc = onedc_jax.cli:main"]},
 )

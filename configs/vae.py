@@ -1,9 +1,10 @@
-"""The KL autoencoder, from scratch: the first link of a chain that needs no third-party image model.
+"""The KL autoencoder, from scratch: the first link of a chain without third-party image models.
 
     python launch/train.py --config=configs/vae.py:tiny --workdir=runs/vae
 
-Objective: L1 + LPIPS + a little KL. `:full` has Stable Diffusion's sizes; `:tiny` is the embedded preset's
-and takes minutes on two CPU cores, where AlexNet stands in for VGG in LPIPS (19 times faster there).
+Objective: L1 + LPIPS + a little KL. `:full` has Stable Diffusion's sizes; `:tiny` has the
+embedded preset's and takes minutes on two CPU cores, where AlexNet stands in for VGG in LPIPS
+(19 times faster there).
 """
 
 from ml_collections import config_dict
@@ -45,7 +46,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         panel_images=8,
     )
     if size == "tiny":
-        c.steps = 350
+        c.steps = 250
         c.batch_size = 16
         c.model.vae = dict(
             widths=(16, 32, 48),
@@ -62,7 +63,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.data.crop, c.data.crops_per_image, c.data.threads, c.data.cache_gib = 128, 4, 1, 6.0
         # One low-diversity source weighs less; the photograph in examples/ is not trained on.
         c.data.keep = {"clothing-*": 0.25, "endless-sky-0166*": 0}
-        c.log_every, c.checkpoint_every = 10, 350
+        c.log_every, c.checkpoint_every = 10, 250
     elif size != "full":
         raise ValueError(f"configs/vae.py:{size}: expected full or tiny")
     return c

@@ -1,7 +1,7 @@
 """Trains a stage: python launch/train.py --config=configs/stage1.py:tiny --workdir=runs/stage1
 
-The same command again continues where the run stopped. Any value of the configuration can be changed:
---config.steps=1000 --config.data.root=photos/
+The same command again continues where the run stopped. Any value of the configuration can be
+changed: --config.steps=1000 --config.data.root=photos/
 """
 
 import sys
@@ -14,7 +14,9 @@ from onedc_jax.errors import OneDCError
 from onedc_jax.training.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/stage1.py:tiny.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run: checkpoints, metrics, pictures."
+)
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -29,10 +31,17 @@ def main(argv: list[str]) -> None:
         sys.exit(_fail(error))
 
 
-def _fail(error: Exception) -> int:
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except AttributeError as error:  # the recipe is locked
+        sys.exit(_fail(f"the recipe has no key {error}"))
+
+
+def _fail(error: Exception | str) -> int:
     print(f"train: {error}", file=sys.stderr)
     return 2
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse)

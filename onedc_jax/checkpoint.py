@@ -4,6 +4,7 @@ The configuration travels with the weights, so that a path alone loads a model.
 Orbax writes and reads the weights.
 """
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -76,7 +77,8 @@ def save_model(
     try:
         new, old = scratch / "new", scratch / "old"
         new.mkdir()
-        text = json.dumps({"format": FORMAT} | dict(config), indent=2) + "\n"
+        head = {"format": FORMAT, "fingerprint": fingerprint(params)}
+        text = json.dumps(head | dict(config), indent=2) + "\n"
         (new / "model.json").write_text(text)
         context = ocp.Context()
         # Nobody changes the arrays meanwhile, so big models need not be copied first.
@@ -119,7 +121,30 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], Any]:
         raise ModelError(
             f"{path / 'params'}: missing or damaged ({type(error).__name__})"
         ) from error
-    return config, jax.tree.map(np.asarray, params)
+    params = jax.tree.map(np.asarray, params)
+    if config.pop("fingerprint", None) != fingerprint(params):
+        raise ModelError(f"{path}: its weights are not those that model.json was written for")
+    return config, params
+
+
+def fingerprint(params: Mapping[str, Any]) -> int | None:
+    """16 bits of a digest of the weights that a stream's probabilities depend on.
+
+    They are the codec's hyper-synthesis and prior, as float32, in the order of their paths. A
+    stream carries it, so that another model refuses the stream. None for what is no whole codec
+    (a VAE).
+    """
+    codec, parts = params.get("codec", {}), ("hyper_synthesis", "prior")
+    if not codec.keys() >= set(parts):
+        return None
+    entropy = {name: codec[name] for name in parts}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(entropy)
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    digest = hashlib.sha256()
+    for name in sorted(named):
+        digest.update(f"{name} {list(named[name].shape)}\n".encode())
+        digest.update(np.asarray(named[name]).astype("<f4").tobytes())
+    return int.from_bytes(digest.digest()[:2], "big")
 
 
 def check_tree(params: Any, shapes: Any) -> None:

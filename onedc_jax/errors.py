@@ -2,7 +2,7 @@
 
 
 class OneDCError(ValueError):
-    """Anything that the person at the keyboard can mend; the command line prints it and exits with 2."""
+    """Anything that the user can mend; the command line prints it and exits with 2."""
 
 
 class StreamError(OneDCError):

@@ -11,7 +11,10 @@ AXES = ("data", "fsdp")
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A mesh data × fsdp over all devices; -1 is what is left over. Raises OneDCError if they do not fit."""
+    """A mesh data × fsdp over all devices; `data=-1` takes what is left over.
+
+    Raises OneDCError if the two do not fit the number of devices.
+    """
     devices = jax.devices()
     shape = (data if data > 0 else len(devices) // max(fsdp, 1), fsdp)
     if min(shape) < 1 or np.prod(shape) != len(devices):

@@ -2,7 +2,8 @@
 
 A parameter's path, e.g. "analysis/trans_coding_3/dw_in/kernel", names its tensor in the released
 files, "enc.trans_coding.3.block.0.conv1.0.weight", by rules instead of a table. Tensors are as
-PyTorch has them (convolutions OIHW, products [out, in]), parameters as JAX (HWIO, [in, out]).
+PyTorch has them (convolutions OIHW, products [out, in]), parameters as JAX (HWIO, [in, out]);
+tables, whose names end in "embedding", are the same in both.
 """
 
 import json
@@ -43,6 +44,11 @@ _CODEC_NAMES = (
     (r"^/prior/spatial_", "/y_spatial_prior_"),
 )
 _GENERATOR_NAMES = ((r"^/unet/", "/"),)
+_TEXT_NAMES = (
+    (r"^/(token|position)_embedding/", r"/embeddings/\1_embedding/"),
+    (r"^/layers_", "/encoder/layers_"),
+    (r"^/", "/text_model/"),
+)
 _BLOCK_NAMES = (
     (r"/dw_in/", "/block_0/conv1_0/"),
     (r"/dw_conv/", "/block_0/depth_conv/"),
@@ -54,7 +60,7 @@ _BLOCK_NAMES = (
     (r"/linear(\d)/", r"/linear@\1/"),
     (r"/lora_a$", "/lora_A/default/weight"),
     (r"/lora_b$", "/lora_B/default/weight"),
-    (r"/(kernel|scale)$", "/weight"),
+    (r"/(kernel|scale|embedding)$", "/weight"),
 )
 
 # An attention's projections, now and in older files (the Stable Diffusion VAEs, for one).
@@ -89,6 +95,30 @@ def vae_name(path: str) -> str:
     "encoder/mid_block/attentions_0/to_q/kernel" -> "encoder.mid_block.attentions.0.to_q.weight"
     """
     return _rename(path, ())
+
+
+def vqgan_name(path: str) -> str:
+    """The released tokenizer's tensor for a parameter of `models.vqgan.VQGAN`.
+
+    "encoder/down_2/block_0/nin_shortcut/kernel" -> "encoder.down.2.block.0.nin_shortcut.weight"
+    """
+    return _rename(path, ())
+
+
+def head_name(path: str) -> str:
+    """The released tensor for a parameter of a module of `models.heads`.
+
+    "blocks_0_block_w/norm_mlp/scale" -> "blocks.0.block_w.norm_mlp.weight"
+    """
+    return _rename(path, ())
+
+
+def clip_name(path: str) -> str:
+    """The transformers CLIPTextModel tensor for a parameter of `models.clip.TextEncoder`.
+
+    "layers_0/mlp/fc1/kernel" -> "text_model.encoder.layers.0.mlp.fc1.weight"
+    """
+    return _rename(path, _TEXT_NAMES)
 
 
 def _rename(path: str, rules: tuple[tuple[str, str], ...]) -> str:
@@ -226,7 +256,7 @@ def wanted(shapes: Any, rename: Callable[[str], str]) -> dict[str, tuple[str, tu
         adapted = leaf in ("kernel", "bias") and f"{layer}/lora_a" in leaves
         return rename(f"{layer}/base_layer/{leaf}" if adapted else path)
 
-    return {path: (name(path), _torch_shape(leaf.shape)) for path, leaf in leaves.items()}
+    return {path: (name(path), _torch_shape(path, leaf.shape)) for path, leaf in leaves.items()}
 
 
 def fill(
@@ -250,7 +280,8 @@ def fill(
     that is missing, unexpected or of another shape. Reads one tensor at a time.
     """
     where = getattr(tensors, "source", "weights")
-    names = [name for name, _ in wanted(shapes, rename).values()]
+    asked = wanted(shapes, rename)
+    names = [name for name, _ in asked.values()]
     found = [name if name in tensors else _old_name(name) for name in names]
     missing = [name for name, there in zip(names, found, strict=True) if there not in tensors]
     if missing:
@@ -265,22 +296,28 @@ def fill(
 
     leaves, tree = jax.tree.flatten(shapes)
     filled = []
-    for name, leaf in progress(list(zip(found, leaves, strict=True))):
-        array, expected = tensors[name], _torch_shape(leaf.shape)
+    for name, path, leaf in progress(list(zip(found, asked, leaves, strict=True))):
+        array, expected = tensors[name], _torch_shape(path, leaf.shape)
         # What is a 1x1 convolution in one version of a network may be a matrix in another.
         if _without_1x1(array.shape) != _without_1x1(expected):
             shape = f"{list(array.shape)}, expected {list(expected)}"
             raise ModelError(f"{where}: tensor {name} has shape {shape}")
         array = array.reshape(expected)
-        if array.ndim > 1:
+        if array.ndim > 1 and not _is_table(path):
             array = array.transpose(*range(2, array.ndim), 1, 0)
         filled.append(array.astype(leaf.dtype, order="C", copy=False))
     return jax.tree.unflatten(tree, filled)
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """HWIO -> OIHW, [in, out] -> [out, in]; a vector stays one."""
-    return (shape[-1], shape[-2], *shape[:-2]) if len(shape) > 1 else tuple(shape)
+def _is_table(path: str) -> bool:
+    return path.endswith("embedding")
+
+
+def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """HWIO -> OIHW, [in, out] -> [out, in]; vectors and tables stay what they are."""
+    if len(shape) < 2 or _is_table(path):
+        return tuple(shape)
+    return (shape[-1], shape[-2], *shape[:-2])
 
 
 def _without_1x1(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -1,6 +1,49 @@
-"""Strict modes on, and the golden arrays of the reference (tests/golden) at hand."""
+"""Strict modes on, and a small model on disk for whatever needs a whole codec."""
 
 import jax
+import pytest
+
+from onedc_jax.checkpoint import save_model
+from onedc_jax.models.init import random_params
+from onedc_jax.models.onedc import build, param_shapes
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+LOCAL = dict(norm_groups=1, norm_local=True)
+MICRO_MODEL = dict(
+    vae=LOCAL | dict(widths=(8, 8, 8), layers=1, latent_channels=4, window=None, patch=2),
+    codec=LOCAL
+    | dict(
+        channels=16,
+        internal=16,
+        semantic=16,
+        features=16,
+        pixel_features=8,
+        fused_features=8,
+        analysis_unet=dict(
+            widths=(8, 8, 16), layers=1, attention=(False,) * 3, mid_attention=False
+        ),
+        attention=False,
+    ),
+    generator=dict(
+        timestep=499,
+        unet=LOCAL | dict(widths=(8, 16), layers=1, attention=(False, True), heads=2),
+    ),
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Programs compiled once a session: tests that train or load the same model share them."""
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """The path of a model directory with few and random weights: fast, and hard on the coder."""
+    path = tmp_path_factory.mktemp("model") / "micro"
+    save_model(path, MICRO_MODEL, random_params(param_shapes(build(MICRO_MODEL)), seed=0))
+    return path

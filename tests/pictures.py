@@ -1,6 +1,9 @@
-"""Pairs of pictures for the metrics, made from nothing but their names. Needs numpy alone."""
+"""Pictures to test with: pairs made from nothing but their names, and crops of a photograph."""
+
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from reference import draw
 
 
@@ -17,3 +20,10 @@ def pictures(count: int, height: int, width: int) -> tuple[np.ndarray, np.ndarra
 
 def _bytes(x: np.ndarray) -> np.ndarray:
     return np.round(255 * np.clip(x, 0, 1)).astype(np.uint8)
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    """A crop of a real photograph, uint8 [height, width, 3], up to 512 × 768."""
+    path = Path(__file__).parent.parent / "examples" / "valley.jpg"
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))[:height, :width].copy()

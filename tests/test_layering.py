@@ -15,7 +15,7 @@ ROOMS = {
     "onedc_jax.errors": [],
     # leaves: of ours, only errors (and what reads an image)
     "onedc_jax.images": ["errors"],
-    "onedc_jax.data": ["errors", "images"],
+    "onedc_jax.data": ["errors", "images", "folders"],
     "onedc_jax.log": ["errors"],
     "onedc_jax.metrics": ["errors"],
     "onedc_jax.sharding": ["errors"],
@@ -39,7 +39,9 @@ ROOMS = {
     ],
     "onedc_jax.training.*": ["errors", "models.*", "training.*", "checkpoint", "weights"],
     # what people use
-    "onedc_jax.evaluate": ["errors", "coding.*", "images", "metrics", "log", "folders"],
+    "onedc_jax.evaluate": [
+        *("errors", "models.lpips", "coding.*", "images", "metrics", "log", "folders"),
+    ],
     "onedc_jax.transcode": ["errors", "images", "coding.stream"],
     "onedc_jax.cli": ["*"],
     "onedc_jax": [],

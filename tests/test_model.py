@@ -44,11 +44,7 @@ def codec_out(codec_params):
         ("features", "hyper_features"),
         ("z_semantic", "z_semantic"),
         ("parameters", "prior_params"),
-        ("residual", "y_res"),
-        ("y_hat", "y_hat"),
-        ("scales", "scales"),
         ("tokens", "y_semantic"),
-        ("x_hat", "x_hat"),
     ],
 )
 def test_codec_matches_the_reference(codec_out, ours, theirs):
@@ -56,23 +52,57 @@ def test_codec_matches_the_reference(codec_out, ours, theirs):
     assert relative_l2(out[ours], expected[theirs]) <= 1e-4
 
 
-def test_tokens_and_symbols_match_the_reference(codec_out):
+def test_tokens_match_the_reference(codec_out):
     out, expected = codec_out
     np.testing.assert_array_equal(out["z_indices"], expected["z_indices"])
-    assert np.mean(np.asarray(out["symbols"]) == expected["y_q"]) >= 0.999
 
 
-def test_coding_order_matches_the_reference(codec_out):
+def test_prior_matches_the_reference_step_by_step(codec_params):
+    """Each step on the reference's y and y_hat so far.
+
+    These weights are seeded, not trained: residuals reach 400 and a change of one symbol changes
+    the scales of all around it, so that one rounding tie, decided by the last bit of a float, would
+    end any comparison of what follows it.
+    """
+    expected = golden("micro/codec")
+    step = jax.jit(
+        lambda k, y_hat: MICRO.apply(
+            {"params": codec_params}, k, y_hat, expected["prior_params"], method=Codec.prior_step
+        ),
+        static_argnums=0,
+    )
+    y_hat = jnp.zeros_like(expected["y_hat"])
+    for k in range(prior.STEPS):
+        mean, scales = step(k, y_hat)
+        residual = prior.gather(expected["y"], k) - mean
+        assert relative_l2(residual, prior.gather(expected["y_res"], k)) <= 1e-4
+        assert relative_l2(scales, expected[f"symbol_scales_{k}"]) <= 1e-4
+        symbols = jnp.round(residual)
+        assert np.mean(np.asarray(symbols) == expected[f"symbols_{k}"]) >= 0.999
+        y_hat += prior.scatter(prior.gather(expected["y_hat"], k), k)
+
+
+def test_symbols_differ_from_the_reference_only_after_a_tie(codec_out):
     out, expected = codec_out
     for k in range(prior.STEPS):
-        assert np.mean(prior.gather(out["symbols"], k) == expected[f"symbols_{k}"]) >= 0.999
-        scales = prior.gather(out["scales"], k)
-        assert relative_l2(scales, expected[f"symbol_scales_{k}"]) <= 1e-4
+        ours, theirs = prior.gather(out["symbols"], k), expected[f"symbols_{k}"]
+        differ = np.asarray(ours) != theirs
+        if differ.any():
+            residual = np.asarray(prior.gather(expected["y_res"], k))[differ]
+            assert np.abs(np.abs(residual - np.floor(residual)) - 0.5).max() <= 1e-3
+            break
 
 
-def test_estimated_rate_matches_the_reference(codec_out):
-    out, expected = codec_out
-    bits = prior.estimated_bits(out["symbols"], out["scales"]).sum()
+def test_synthesis_matches_the_reference(codec_params):
+    expected = golden("micro/codec")
+    run = jax.jit(lambda *x: MICRO.apply({"params": codec_params}, *x, method=Codec.synthesise))
+    out = run(expected["y_hat"], expected["z_indices"])
+    assert relative_l2(out["x_hat"], expected["x_hat"]) <= 1e-4
+
+
+def test_estimated_rate_matches_the_reference():
+    expected = golden("micro/codec")
+    bits = prior.estimated_bits(expected["y_q"], expected["scales"]).sum()
     _, height, width, _ = expected["image"].shape
     assert bits / (height * width) == pytest.approx(float(expected["bpp_y"]), rel=1e-4)
 
@@ -117,7 +147,8 @@ def test_vae_matches_the_reference(name, window):
     posterior = jax.jit(lambda x: model.apply(params, x, method=VAE.encode))(image)
     assert relative_l2(posterior.mean, expected["mean"]) <= 1e-4
     decode = jax.jit(lambda x: model.apply(params, x, method=VAE.decode))
-    assert relative_l2(decode(posterior.mean), expected["decoded"]) <= 1e-4
+    latent = golden("micro/vae")["latent"] / 0.18215
+    assert relative_l2(decode(latent), expected["decoded"]) <= 1e-4
 
 
 def test_steps_cover_every_value_once():
@@ -160,5 +191,7 @@ def test_fsq_reaches_every_level_and_passes_gradients():
 def test_lower_bound_passes_only_gradients_that_help():
     grad = jax.grad(lambda x, sign: (sign * quantize.lower_bound(x, 1.0)).sum())
     x = jnp.array([0.0, 2.0])
-    np.testing.assert_array_equal(grad(x, 1.0), [0.0, 1.0])  # descent would lower x further: stopped
+    np.testing.assert_array_equal(
+        grad(x, 1.0), [0.0, 1.0]
+    )  # descent would lower x further: stopped
     np.testing.assert_array_equal(grad(x, -1.0), [-1.0, -1.0])

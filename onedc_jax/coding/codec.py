@@ -1,11 +1,10 @@
 """Where the network meets the bytes: an image to a stream, a stream to an image.
 
 Encoder and decoder must agree on every number that chooses a probability. All of them come out of
-`_EntropyPath`, which runs on the CPU in float32 whatever the rest runs on, one step at a time and with
-the same shapes on both sides; only integers go on to the entropy coder.
+`_EntropyPath`, which runs on the CPU in float32 whatever the rest runs on, one step at a time and
+with the same shapes on both sides; only integers go on to the entropy coder.
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onedc_jax.checkpoint import check_tree, load_model, resolve
+from onedc_jax.checkpoint import check_tree, fingerprint, load_model, resolve
 from onedc_jax.coding import stream, tables
 from onedc_jax.coding.entropy import MAX_SYMBOL, SymbolDecoder, encode_steps
 from onedc_jax.errors import ImageError, ModelError, StreamError
@@ -50,7 +49,9 @@ class Codec:
         Raises ImageError for another dtype or shape, or more pixels than a stream may declare.
         """
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ImageError(f"expected pixels uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+            raise ImageError(
+                f"expected pixels uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
+            )
         header = stream.Header(image.shape[1], image.shape[0], self._entropy.fingerprint)
         stream.check_size(header.width, header.height)
         y, z_indices = self.analyse(image)
@@ -65,7 +66,10 @@ class Codec:
         return image[: header.height, : header.width]
 
     def analyse(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [H, W, 3] -> y float32 [H'/16, W'/16, C] and tokens int32 [H'/64, W'/64], H' padded."""
+        """uint8 [H, W, 3] -> y float32 [H'/16, W'/16, C] and tokens int32 [H'/64, W'/64].
+
+        H' and W' are H and W after padding to multiples of BLOCK.
+        """
         height, width = image.shape[:2]
         pad = ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0))
         padded = np.pad(image, pad, mode="edge")
@@ -124,7 +128,7 @@ class _EntropyPath:
         parts = {name: params["codec"][name] for name in ("hyper_synthesis", "prior")}
         parts = jax.tree.map(lambda x: np.asarray(x, np.float32), parts)
         model = model.clone(codec=model.codec.clone(dtype="float32"))
-        return cls(model, jax.device_put({"codec": parts}, cpu), fingerprint(parts))
+        return cls(model, jax.device_put({"codec": parts}, cpu), fingerprint(params))
 
     def quantise(self, y: np.ndarray, z_indices: np.ndarray) -> tuple[list, np.ndarray]:
         """Rounds y around the means: the coder's (symbols, levels) of each step, and y_hat."""
@@ -132,7 +136,9 @@ class _EntropyPath:
         coded = []
 
         def symbols(k: int, levels: np.ndarray, mean: Array) -> np.ndarray:
-            values = np.nan_to_num(np.rint(self._residual(k, y, mean)), posinf=np.inf, neginf=-np.inf)
+            values = np.nan_to_num(
+                np.rint(self._residual(k, y, mean)), posinf=np.inf, neginf=-np.inf
+            )
             values = np.clip(values, -MAX_SYMBOL, MAX_SYMBOL).astype(np.int32)
             coded.append((_coding_order(values), levels))
             return values
@@ -172,14 +178,10 @@ class _EntropyPath:
 
     @cached_property
     def _step(self):
-        inner = tables.load().thresholds[1:]  # without the first, a count is an index already
-
         def step(k, params, y_hat, parameters):
             args = (k, y_hat, parameters)
             mean, scale = self.model.apply({"params": params}, *args, method=OneDC.prior_step)
-            scale = jnp.where(jnp.isnan(scale), 0.0, scale)
-            levels = jnp.searchsorted(inner, scale, side="right", method="compare_all")
-            return jnp.nan_to_num(mean), levels.astype(jnp.uint8)
+            return jnp.nan_to_num(mean), scale_levels(scale)
 
         return jax.jit(step, static_argnums=0)
 
@@ -193,33 +195,32 @@ class _EntropyPath:
         return jax.jit(add, static_argnums=0)
 
 
+def scale_levels(scales: Array) -> Array:
+    """The frequency table of each scale, float32 [...] -> uint8, as `tables.scale_index`."""
+    inner = tables.load().thresholds[1:]  # without the first, a count is an index already
+    scales = jnp.where(jnp.isnan(scales), 0.0, scales)
+    return jnp.searchsorted(inner, scales, side="right").astype(jnp.uint8)
+
+
 def _coding_order(x: np.ndarray) -> np.ndarray:
     """[1, H/16, W/16, C/4] -> [N]: channel by channel, row by row."""
     return np.ascontiguousarray(x[0].transpose(2, 0, 1)).reshape(-1)
 
 
-def fingerprint(params: Any) -> int:
-    """16 bits of a digest of the weights that the entropy path depends on: float32, by path."""
-    digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-    for name in sorted(named):
-        digest.update(f"{name} {list(named[name].shape)}\n".encode())
-        digest.update(np.ascontiguousarray(named[name], "<f4").tobytes())
-    return int.from_bytes(digest.digest()[:2], "big")
-
-
 def load(name_or_path: str | Path = "tiny") -> Codec:
     """A codec from an embedded preset's name or the path of a model directory or training run.
 
-    Raises ModelError, in one line, where there is no model or its weights do not fit its configuration.
+    Raises ModelError, in one line, where there is no model or its weights do not fit its
+    configuration.
     """
     path = resolve(name_or_path)
     config, params = load_model(path)
     try:
         model = build(config)
     except TypeError as error:
-        raise ModelError(f"{path / 'model.json'}: not a configuration of this version ({error})") from error
+        raise ModelError(
+            f"{path / 'model.json'}: not a configuration of this version ({error})"
+        ) from error
     missing = {"vae", "codec", "generator"} - set(params)
     if missing:
         raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(sorted(missing))}")

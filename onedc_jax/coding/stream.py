@@ -109,8 +109,8 @@ def check_size(width: int, height: int) -> None:
     """Raises ImageError for an image that no stream can hold: no pixels, or too many."""
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE) or width * height > MAX_PIXELS:
         raise ImageError(
-            f"the image is {width}x{height}; a side must have 1 to {MAX_SIDE} pixels, and all of it "
-            f"at most {MAX_PIXELS}"
+            f"the image is {width}x{height}; a side must have 1 to {MAX_SIDE} pixels, and all of "
+            f"it at most {MAX_PIXELS}"
         )
 
 

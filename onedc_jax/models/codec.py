@@ -1,6 +1,6 @@
 """The latent codec: analysis, hyperprior, prior, semantic adaptor and synthesis."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -40,7 +40,9 @@ class Analysis(nn.Module):
     @nn.compact
     def __call__(self, image: Array, latent: Array) -> tuple[Array, Array]:
         conv = partial(Conv, dtype=self.dtype)
-        x = conv(self.pixel_features, 8, 8, 0, name="pix_emb")(image)  # [B, H/8, W/8, pixel_features]
+        x = conv(self.pixel_features, 8, 8, 0, name="pix_emb")(
+            image
+        )  # [B, H/8, W/8, pixel_features]
         x = jnp.concatenate([x, latent.astype(x.dtype)], axis=-1)
         x = conv(self.fused_features, name="pix_fusion")(x)
         y, semantics = AnalysisUNet(
@@ -56,7 +58,10 @@ class Analysis(nn.Module):
 
 
 class SemanticAdaptor(nn.Module):
-    """z_semantic [B, H/64, W/64, C] -> semantic tokens [B, H/64, W/64, features], the U-Net's context."""
+    """z_semantic [B, H/64, W/64, C] -> semantic tokens [B, H/64, W/64, features].
+
+    The tokens are the U-Net's context.
+    """
 
     features: int
     norm: Any
@@ -90,7 +95,9 @@ class Synthesis(nn.Module):
         x = block(wide, "trans_coding_1")(block(wide, "trans_coding_0")(y_hat))
         for i in range(3):
             x = resnet(wide, f"blocks_{i}")(x)
-        x = pixel_shuffle(Conv(4 * wide, dtype=self.dtype, name="blocks_3")(x))  # [B, H/8, W/8, wide]
+        x = pixel_shuffle(
+            Conv(4 * wide, dtype=self.dtype, name="blocks_3")(x)
+        )  # [B, H/8, W/8, wide]
         x = Conv(half, 3, dtype=self.dtype, name="blocks_5")(x)
         for i in range(6, 9):
             x = resnet(half, f"blocks_{i}")(x)
@@ -140,7 +147,7 @@ class Codec(nn.Module):
         self.synthesis = Synthesis(self.internal, self.features, norm, self.dtype)
 
     def analyse(self, image: Array, latent: Array) -> dict[str, Array]:
-        """Image [B, H, W, 3] and scaled latent [B, H/8, W/8, L] -> y, sem, z, z_hat and z_indices."""
+        """Image [B, H, W, 3], scaled latent [B, H/8, W/8, L] -> y, sem, z, z_hat, z_indices."""
         y, semantics = self.analysis(image, latent)
         z = self.hyper_analysis(y, semantics)
         z_hat = fsq(z)
@@ -156,13 +163,13 @@ class Codec(nn.Module):
         return self.prior.step(k, y_hat, parameters)
 
     def synthesise(self, y_hat: Array, z_indices: Array) -> dict[str, Array]:
-        """y_hat [B, H/16, W/16, C] and tokens' indices -> tokens and x_hat [B, H/8, W/8, features]."""
+        """y_hat [B, H/16, W/16, C], tokens' indices -> tokens, x_hat [B, H/8, W/8, features]."""
         _, z_semantic = self.hyper_synthesis(indices_to_codes(z_indices))
         tokens = self.adaptor(z_semantic)
         return dict(tokens=tokens, x_hat=self.synthesis(y_hat, tokens))
 
     def synthesise_z_only(self, z_indices: Array) -> dict[str, Array]:
-        """The same from the tokens alone, y_hat being the prior's mean (the paper's lowest rate)."""
+        """The same from the tokens alone; y_hat is the prior's mean (the paper's lowest rate)."""
         features, _ = self.hyper_synthesis(indices_to_codes(z_indices))
         y_hat = self.prior.mean_only(features)
         return self.synthesise(y_hat, z_indices) | dict(y_hat=y_hat)

@@ -11,20 +11,28 @@ import jax
 import numpy as np
 
 
+# Where a residual branch ends. Full-size branches would double the variance with every block.
+_BRANCH_ENDS = {"dw_out", "ffn_out", "conv2", "proj_out", "to_out_0", "net_2"}
+_BRANCH_GAIN = 0.25
+
+
 def random_params(shapes: Any, seed: int) -> Any:
     """Float32 arrays for a tree of shapes (from `jax.eval_shape` of a module's init).
 
-    By the leaf's name: kernels are normal with variance 1 / fan-in, `lora_a` He-uniform, scales one, and
-    all else (biases, `lora_b`) zero.
+    By the leaf's name: kernels and embeddings are normal with variance 1 / fan-in (kernels that end a
+    residual branch a sixteenth of that), `lora_a` He-uniform, scales one, and all else (biases,
+    `lora_b`) zero.
     """
 
     def draw(path, leaf) -> np.ndarray:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
+        *_, module, kind = ("", *name.split("/"))
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         fan_in = max(int(np.prod(leaf.shape[:-1])), 1)
-        match name.rpartition("/")[2]:
-            case "kernel":
-                return rng.standard_normal(leaf.shape, np.float32) * np.float32(fan_in**-0.5)
+        match kind:
+            case "kernel" | "embedding":
+                gain = (_BRANCH_GAIN if module in _BRANCH_ENDS else 1.0) * fan_in**-0.5
+                return rng.standard_normal(leaf.shape, np.float32) * np.float32(gain)
             case "lora_a":
                 bound = np.sqrt(6.0 / fan_in)
                 return rng.uniform(-bound, bound, leaf.shape).astype(np.float32)

@@ -22,10 +22,12 @@ _QUERY_BLOCK = 256
 
 
 class Conv(nn.Module):
-    """A square convolution with optional low-rank adaptation (LoRA), x [B, H, W, C] -> [B, H', W', F].
+    """A square convolution, optionally with LoRA: [B, H, W, C] -> [B, H', W', F].
 
-    With `rank` > 0 it adds (alpha / rank) · B(A(x)), A a convolution of the same size to `rank`
-    channels and B a 1×1 convolution back; B starts at zero, so adaptation starts at the identity.
+    With `rank` > 0, low-rank adaptation adds (alpha / rank) · B(A(x)), A a convolution of the same
+    size to `rank` channels and B a 1×1 convolution back; B starts at zero, so adaptation starts at
+    the identity.
+
     `padding` is ((top, bottom), (left, right)) or an int on all sides; by default "same" for
     stride 1 and odd sizes.
     """
@@ -60,7 +62,11 @@ class Conv(nn.Module):
 
 def _conv(x: Array, kernel: Array, stride: int, pads) -> Array:
     return lax.conv_general_dilated(
-        x, kernel.astype(x.dtype), (stride, stride), pads, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        pads,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
 
@@ -120,7 +126,9 @@ class GroupNorm(nn.Module):
     """Group normalisation with float32 statistics.
 
     `local=False`: statistics of a group over all positions, as in the paper. `local=True`: over the
-    group's channels at each position alone, so that the result at a pixel depends on nothing far away.
+    group's channels at each position alone, so that the result at a pixel depends on nothing far
+    away.
+
     `mask` [..., H, W, 1], where given, says which positions exist (the others are padding and must
     not enter the statistics).
     """
@@ -146,7 +154,10 @@ class GroupNorm(nn.Module):
 
 
 def pixel_shuffle(x: Array, factor: int = 2) -> Array:
-    """[B, H, W, C·f²] -> [B, H·f, W·f, C]; channel c·f² + dy·f + dx goes to pixel (dy, dx) of channel c."""
+    """[B, H, W, C·f²] -> [B, H·f, W·f, C].
+
+    Channel c·f² + dy·f + dx goes to pixel (dy, dx) of channel c.
+    """
     b, h, w, c = x.shape
     x = x.reshape(b, h, w, c // factor**2, factor, factor)
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, h * factor, w * factor, c // factor**2)
@@ -160,14 +171,17 @@ def pixel_unshuffle(x: Array, factor: int = 2) -> Array:
 
 
 def upsample_nearest(x: Array, height: int, width: int) -> Array:
-    """Nearest-neighbour upsampling [B, H, W, C] -> [B, height, width, C], for sizes at most twice H, W."""
+    """Nearest-neighbour upsampling [B, H, W, C] -> [B, height, width, C].
+
+    The new size is at most twice the old one.
+    """
     x = x.repeat(2, axis=1).repeat(2, axis=2) if (height, width) != x.shape[1:3] else x
     # An odd size is one short of twice the half of it rounded up: nearest then drops the last copy.
     return x[:, :height, :width]
 
 
 def timestep_embedding(t: Array, features: int) -> Array:
-    """Sinusoidal embedding of timesteps, int or float [B] -> float32 [B, features], cosines first."""
+    """Sinusoidal embedding of timesteps, [B] -> float32 [B, features], cosines first."""
     half = features // 2
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None]
@@ -175,7 +189,7 @@ def timestep_embedding(t: Array, features: int) -> Array:
 
 
 class TimeEmbedding(nn.Module):
-    """Timesteps [B] -> [B, 4 · width], through the sinusoidal embedding and a two-layer perceptron."""
+    """Timesteps [B] -> [B, 4 · width]: the sinusoidal embedding and a two-layer perceptron."""
 
     width: int
 
@@ -185,33 +199,45 @@ class TimeEmbedding(nn.Module):
         return Dense(4 * self.width, name="linear2")(nn.silu(x))
 
 
-def attention(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+def attention(
+    q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None
+) -> Array:
     """softmax(q·kᵀ/√d)·v over the heads, q [B, N, h, d], k and v [B, M, h, d] -> [B, N, h, d].
 
-    `mask`, boolean [B, M], says which keys exist. The softmax is float32. Large problems run a head
-    and a block of queries at a time.
+    `mask`, boolean [B, M], says which keys exist. `bias`, float32 [B or 1, N, M], is added to the
+    logits of every head; -inf keeps a query from a key. The softmax is float32. Large problems run
+    a head and a block of queries at a time.
     """
     batch, queries, heads, _ = q.shape
     if batch * heads * queries * k.shape[1] <= _DENSE_LOGITS:
-        return _dense_attention(q, k, v, mask)
+        return _dense_attention(q, k, v, mask, bias)
 
     blocks = -(-queries // _QUERY_BLOCK)
-    q = jnp.pad(q, ((0, 0), (0, blocks * _QUERY_BLOCK - queries), (0, 0), (0, 0)))
-    q = q.reshape(batch, blocks, _QUERY_BLOCK, heads, -1).transpose(3, 1, 0, 2, 4)  # [h, n, B, 256, d]
+    pad = (0, blocks * _QUERY_BLOCK - queries)
+    q = jnp.pad(q, ((0, 0), pad, (0, 0), (0, 0)))
+    q = q.reshape(batch, blocks, _QUERY_BLOCK, heads, -1).transpose(
+        3, 1, 0, 2, 4
+    )  # [h, n, B, 256, d]
     k, v = (x.transpose(2, 0, 1, 3) for x in (k, v))  # [h, B, M, d]
+    if bias is not None:
+        bias = jnp.pad(bias, ((0, 0), pad, (0, 0)))
+        bias = bias.reshape(-1, blocks, _QUERY_BLOCK, bias.shape[-1])
+        bias = bias.transpose(1, 0, 2, 3)  # [n, B or 1, 256, M]
 
     def head(qkv):
-        q, k, v = qkv
-        one = lambda q: _dense_attention(q[:, :, None], k[:, :, None], v[:, :, None], mask)[:, :, 0]
-        return lax.map(one, q)
+        q, k, v = (x[..., None, :] for x in qkv)  # as one head
+        block = lambda args: _dense_attention(args[0], k, v, mask, args[1])[:, :, 0]
+        return lax.map(block, (q, bias))
 
     out = lax.map(head, (q, k, v)).transpose(2, 1, 3, 0, 4)  # [B, n, 256, h, d]
     return out.reshape(batch, blocks * _QUERY_BLOCK, heads, -1)[:, :queries]
 
 
-def _dense_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+def _dense_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
     logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
     logits *= q.shape[-1] ** -0.5
+    if bias is not None:
+        logits += bias[:, None]
     if mask is not None:
         logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
@@ -219,7 +245,7 @@ def _dense_attention(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
 
 
 class AttnBlock(nn.Module):
-    """x + proj_out(attention(norm(x))), one head over all positions, 1×1 projections (spec section 2)."""
+    """x + proj_out(attention(norm(x))), one head over all positions, 1×1 projections."""
 
     norm: Callable = GroupNorm
     dtype: Any = jnp.float32
@@ -229,14 +255,15 @@ class AttnBlock(nn.Module):
         b, h, w, c = x.shape
         y = self.norm(name="norm")(x)
         q, k, v = (
-            Conv(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, 1, c) for name in ("q", "k", "v")
+            Conv(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, 1, c)
+            for name in ("q", "k", "v")
         )
         y = attention(q, k, v).reshape(b, h, w, c)
         return x + Conv(c, dtype=self.dtype, name="proj_out")(y)
 
 
 class ResnetBlock(nn.Module):
-    """[norm, SiLU, 3×3 conv] twice plus the input; no biases (spec section 2).
+    """[norm, SiLU, 3×3 conv] twice plus the input; no biases.
 
     When the widths differ, the shortcut is a 1×1 convolution of the block's *output*, added to that
     output: the reference's own way, kept so that its weights mean the same.
@@ -258,7 +285,7 @@ class ResnetBlock(nn.Module):
 
 
 class DepthConvBlock(nn.Module):
-    """A depthwise-separable block and a gated 1×1 feed-forward, both residual (spec section 2)."""
+    """A depthwise-separable block and a gated 1×1 feed-forward, both residual."""
 
     features: int
     dtype: Any = jnp.float32
@@ -276,7 +303,7 @@ class DepthConvBlock(nn.Module):
 
 
 class ResidualBlockUpsample(nn.Module):
-    """[B, H, W, C] -> [B, 2H, 2W, features] by two pixel-shuffled branches (spec section 2)."""
+    """[B, H, W, C] -> [B, 2H, 2W, features] by two pixel-shuffled branches."""
 
     features: int
     dtype: Any = jnp.float32

@@ -29,7 +29,7 @@ class OneDC(nn.Module):
     latent_scale: float = 0.18215
 
     def analyse(self, image: Array) -> dict[str, Array]:
-        """The encoder's network: image -> latent, y, sem, z, z_hat, z_indices (paper section 3.1)."""
+        """The encoder's network: image -> latent, y, sem, z, z_hat, z_indices."""
         latent = self.vae.encode(image).mean * self.latent_scale
         return self.codec.analyse(image, latent) | dict(latent=latent)
 
@@ -63,8 +63,8 @@ class OneDC(nn.Module):
 def build(config: Mapping[str, Any]) -> OneDC:
     """The model of a plain nested configuration {"vae": .., "codec": .., "generator": ..}.
 
-    What is left out has the paper's sizes, so `build({})` is the released model. An unknown key
-    raises a TypeError.
+    What is left out has the paper's sizes; {"generator": {"unet": {"rank": 64}}} is the released
+    model, `build({})` the same with its LoRA merged. An unknown key raises a TypeError.
     """
     parts = {key: _tuples(value) for key, value in config.items()}
     return OneDC(

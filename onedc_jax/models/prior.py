@@ -1,4 +1,4 @@
-"""The four-step context prior: mean and scale of every y from the hyperprior and the y coded so far.
+"""The four-step context prior: every y's mean and scale from the hyperprior and the y coded so far.
 
 The channels form four groups and each 2×2 cell has four positions; step k codes group g at position
 `_POSITION[k][g]`. A step's values therefore fill one [B, H, W, C/4] array, one group per position:
@@ -20,7 +20,7 @@ STEPS = 4
 SCALE_MIN = 0.11  # the narrowest Gaussian that training can express
 _LIKELIHOOD_MIN = 1e-9
 
-# Positions of a cell: 0 = (even row, even column), 1 = (even, odd), 2 = (odd, even), 3 = (odd, odd).
+# A cell's positions: 0 = (even row, even column), 1 = (even, odd), 2 = (odd, even), 3 = (odd, odd).
 _POSITION = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1], [1, 0, 3, 2]])  # [step, group]
 
 
@@ -115,7 +115,7 @@ def _bits(values: Array, scales: Array) -> Array:
 
 
 def training_bits(residual: Array, scales: Array, noise: Array) -> Array:
-    """Bits of each value in training: noise, uniform in ±0.5, stands for rounding. All float32 [...]."""
+    """Bits of each value in training; noise, uniform in ±0.5, stands for rounding. All float32."""
     return _bits(residual + noise, lower_bound(scales, SCALE_MIN))
 
 

@@ -30,7 +30,7 @@ def _ste_round_jvp(primals, tangents):
 
 @jax.custom_vjp
 def lower_bound(x: Array, bound: float) -> Array:
-    """max(x, bound), whose gradient also passes below the bound where a descent step would raise x."""
+    """max(x, bound); the gradient also passes below the bound where a descent step raises x."""
     return jnp.maximum(x, bound)
 
 
@@ -46,16 +46,17 @@ lower_bound.defvjp(_lower_bound_fwd, _lower_bound_bwd)
 
 
 def fsq(z: Array) -> Array:
-    """Quantises float [..., 7] to codes in {-1, -1/2, 0, 1/2}, float32, straight-through gradient."""
-    z = z.astype(jnp.float32)
-    bounded = jnp.tanh(z + _SHIFT) * _HALF_WIDTH - _OFFSET
+    """Quantises float [..., 7] to codes in {-1, -1/2, 0, 1/2}, float32, straight-through."""
+    bounded = jnp.tanh(z.astype(jnp.float32) + _SHIFT) * _HALF_WIDTH - _OFFSET
     return ste_round(bounded) / _HALF_LEVELS
 
 
 def codes_to_indices(codes: Array) -> Array:
-    """Codes of `fsq` [..., 7] -> token int32 [...] in [0, 16384), first channel least significant."""
+    """`fsq` codes [..., 7] -> tokens int32 [...] in [0, 16384), first channel least significant."""
     digits = jnp.round(codes * _HALF_LEVELS).astype(jnp.int32) + _HALF_LEVELS
-    return (digits << (2 * jnp.arange(FSQ_CHANNELS)).reshape((1,) * (codes.ndim - 1) + (-1,))).sum(-1)
+    return (digits << (2 * jnp.arange(FSQ_CHANNELS)).reshape((1,) * (codes.ndim - 1) + (-1,))).sum(
+        -1
+    )
 
 
 def indices_to_codes(indices: Array) -> Array:

@@ -2,8 +2,8 @@
 
 Its mid-block attention runs in windows, so that the cost grows with the number of pixels and not
 with its square. `patch` > 1 makes cheap full-resolution ends for small presets, in place of as many
-levels: the encoder begins with patches of pixels as channels (pixel unshuffle), the decoder ends with
-nearest-neighbour upsampling before its last convolution (a pixel shuffle would leave a grid).
+levels: the encoder begins with patches of pixels as channels (pixel unshuffle), the decoder ends
+with nearest-neighbour upsampling before its last convolution (a pixel shuffle would leave a grid).
 """
 
 from collections.abc import Sequence
@@ -40,10 +40,11 @@ class Posterior(NamedTuple):
 
 
 class WindowAttention(nn.Module):
-    """x + to_out(attention(norm(x))) within windows of `window` × `window` positions; 0: one window.
+    """x + to_out(attention(norm(x))) within windows of `window` × `window` positions.
 
-    Windows at the right and bottom edge are smaller where the size is no multiple: their padding
-    enters neither the softmax nor the norm's statistics, which are taken per window.
+    `window=0` makes all of it one window. Windows at the right and bottom edge are
+    smaller where the size is no multiple: their padding enters neither the softmax nor the norm's
+    statistics, which are taken per window.
     """
 
     window: int = 16
@@ -142,7 +143,9 @@ class Encoder(nn.Module):
         x = Conv(self.widths[0], 3, dtype=self.dtype, name="conv_in")(x)
         for i, width in enumerate(self.widths):
             last = i == len(self.widths) - 1
-            x = DownBlock(width, self.layers, last, self.norm, self.dtype, name=f"down_blocks_{i}")(x)
+            x = DownBlock(width, self.layers, last, self.norm, self.dtype, name=f"down_blocks_{i}")(
+                x
+            )
         x = MidBlock(self.window, self.norm, self.dtype, name="mid_block")(x)
         x = nn.silu(self.norm(name="conv_norm_out")(x))
         return Conv(self.features, 3, dtype=self.dtype, name="conv_out")(x)
@@ -165,14 +168,16 @@ class Decoder(nn.Module):
         x = MidBlock(self.window, self.norm, self.dtype, name="mid_block")(x)
         for i, width in enumerate(reversed(self.widths)):
             last = i == len(self.widths) - 1
-            x = UpBlock(width, self.layers + 1, last, self.norm, self.dtype, name=f"up_blocks_{i}")(x)
+            x = UpBlock(width, self.layers + 1, last, self.norm, self.dtype, name=f"up_blocks_{i}")(
+                x
+            )
         x = nn.silu(self.norm(name="conv_norm_out")(x))
         x = x.repeat(self.patch, axis=1).repeat(self.patch, axis=2)
         return Conv(self.features, 3, dtype=self.dtype, name="conv_out")(x)
 
 
 class VAE(nn.Module):
-    """Images in [-1, 1] <-> latents. Defaults are Stable Diffusion 2.1's; latents are unscaled here."""
+    """Images in [-1, 1] <-> unscaled latents. The defaults are Stable Diffusion 2.1's."""
 
     widths: Sequence[int] = (128, 256, 512, 512)
     layers: int = 2

@@ -1,4 +1,4 @@
-"""Training the KL autoencoder: L1 + LPIPS + a little KL. The first link of the chain from scratch."""
+"""The KL autoencoder, on L1 + LPIPS + a little KL: the first link of the chain from scratch."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,9 @@ def make(config) -> Stage:
         params = {"vae": jax.eval_shape(model.init, key, image, key)["params"]}
         params = random_params(params, config.seed)
         trainable, frozen = partition(params, config.trainable)
-        return init_state(trainable, optimizer), dict(model=frozen, lpips=load_lpips(config.lpips.net))
+        return init_state(trainable, optimizer), dict(
+            model=frozen, lpips=load_lpips(config.lpips.net)
+        )
 
     def loss(params, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])

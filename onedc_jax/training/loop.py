@@ -26,23 +26,25 @@ STAGES = {"vae": autoencoder.make, "stage1": stage1.make}
 def train(config, workdir: str | Path) -> None:
     """Trains `config.stage` for `config.steps` steps in `workdir`, or continues there.
 
-    Leaves config.json, metrics.jsonl, panels/, checkpoints/ and, at every checkpoint, model/: a model
-    directory with the averaged weights. Raises OneDCError before anything is compiled where the
-    configuration, the data or the workdir do not fit; FloatingPointError with the step where the loss
-    is no longer finite.
+    Leaves config.json, metrics.jsonl, panels/, checkpoints/ and, at every checkpoint, model/: a
+    model directory with the averaged weights. Raises OneDCError before anything is compiled where
+    the configuration, the data or the workdir do not fit; FloatingPointError with the step where
+    the loss is no longer finite.
     """
     from orbax.checkpoint import v1 as ocp
 
     if config.stage not in STAGES:
         raise OneDCError(f"stage={config.stage!r}: expected one of {', '.join(STAGES)}")
     workdir = Path(workdir).absolute()
-    _claim(workdir, config)
     mesh = make_mesh(**config.mesh)
-    source = ImageFolder(config.data.root, keep=config.data.keep.to_dict(), cache_gib=config.data.cache_gib)
+    source = ImageFolder(
+        config.data.root, keep=config.data.keep.to_dict(), cache_gib=config.data.cache_gib
+    )
     validation = ImageFolder(config.data.validation)
     stage = STAGES[config.stage](config)
-
+    fixed = next(_batches(config.data, validation, 0, 0, config.panel_images))
     state, frozen = stage.init()
+    _claim(workdir, config)
     shardings, frozen_shardings = shard_by_shape(mesh, state), shard_by_shape(mesh, frozen)
     state, frozen = jax.device_put((state, frozen), (shardings, frozen_shardings))
     batch = batch_sharding(mesh)
@@ -53,7 +55,6 @@ def train(config, workdir: str | Path) -> None:
         donate_argnums=0,
     )
     panel = jax.jit(stage.panel)
-    fixed = next(_batches(config.data, validation, 0, 0, config.panel_images))
 
     policies = ocp.training.save_decision_policies, ocp.training.preservation_policies
     with ocp.training.Checkpointer(
@@ -72,7 +73,7 @@ def train(config, workdir: str | Path) -> None:
             local = jax.make_array_from_process_local_data(batch, next(data)["image"])
             key = jax.random.fold_in(jax.random.key(config.seed), step)
             state, metrics = update(state, frozen, dict(image=local), key)
-            # The metrics of a step are fetched after the next was dispatched: the device never waits.
+            # A step's metrics are fetched after the next is dispatched: the device never waits.
             if pending and step % config.log_every == 0:
                 _write(log, progress, *pending)
             pending = (step + 1, metrics)
@@ -95,7 +96,9 @@ def _claim(workdir: Path, config) -> None:
         # A longer or more talkative run continues a shorter one; another model or stage does not.
         for key in ("stage", "model", "trainable", "seed", "batch_size"):
             if before.get(key) != now.get(key):
-                raise OneDCError(f"{workdir}: holds a run with another {key}; choose another --workdir")
+                raise OneDCError(
+                    f"{workdir}: holds a run with another {key}; choose another --workdir"
+                )
     workdir.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
 

@@ -45,7 +45,21 @@ def shifted(key: Array, *images: Array, reach: int = 8) -> list[Array]:
     return [cut(image) for image in images]
 
 
+def whiteness(z: Array) -> Array:
+    """How far the channels of z, float [..., C], are from zero mean, unit variance, no correlation.
+
+    0 is best. FSQ's tanh gives no gradient back once z has drifted into its tails; this always does,
+    and channels that are all like this use all the codes.
+    """
+    z = z.reshape(-1, z.shape[-1])
+    mean = z.mean(0, keepdims=True)
+    std = jnp.sqrt(jnp.square(z - mean).mean(0, keepdims=True) + 1e-4)
+    unit = (z - mean) / std
+    correlation = unit.T @ unit / z.shape[0] - jnp.eye(z.shape[1])
+    return jnp.square(mean).mean() + jnp.square(std - 1).mean() + jnp.square(correlation).mean()
+
+
 def ramp(step: Array, value: float, steps: int, start: float = 1e-4) -> Array:
-    """The rate's weight: quadratic from `start` to `value` over the first `steps` steps (paper, appendix)."""
+    """The rate's weight: quadratic from `start` to `value` over the first `steps` steps (paper)."""
     progress = jnp.clip(step / max(steps, 1), 0.0, 1.0)
     return start + (value - start) * jnp.square(progress)

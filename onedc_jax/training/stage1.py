@@ -1,12 +1,12 @@
-"""Stage 1: codec, hyperprior and generator together, on pixels and rate (paper section 3.3)."""
+"""Stage 1: codec, hyperprior and generator together, on pixels and rate (paper, stage 1)."""
 
 import jax
 import jax.numpy as jnp
 
 from onedc_jax.checkpoint import load_model, resolve
 from onedc_jax.errors import ModelError
-from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.init import random_params
+from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.onedc import OneDC, build, param_shapes
 from onedc_jax.models.prior import training_bits
 from onedc_jax.models.quantize import CODEBOOK_SIZE
@@ -31,7 +31,9 @@ def make(config) -> Stage:
     def init() -> tuple[TrainState, dict]:
         params = initial_params(model, config.seed, config.init)
         trainable, frozen = partition(params, config.trainable)
-        return init_state(trainable, optimizer), dict(model=frozen, lpips=load_lpips(config.lpips.net))
+        return init_state(trainable, optimizer), dict(
+            model=frozen, lpips=load_lpips(config.lpips.net)
+        )
 
     def loss(params, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
@@ -44,8 +46,14 @@ def make(config) -> Stage:
         weight = losses.ramp(step, config.rate.weight, config.rate.ramp)
         pair = map(losses.to_unit, losses.shifted(shift_key, decoded, image))
         distance = lpips(frozen["lpips"], *pair, **config.lpips).mean()
-        terms = dict(l1=losses.l1(decoded, image), lpips=distance, bpp=bpp)
+        terms = dict(
+            l1=losses.l1(decoded, image),
+            lpips=distance,
+            bpp=bpp,
+            whiteness=losses.whiteness(out["z"]),
+        )
         total = config.l1 * terms["l1"] + terms["lpips"] + weight * bpp
+        total += config.whiteness * terms["whiteness"]
         return total, terms | dict(
             loss=total, psnr=losses.psnr(decoded, image), tokens_used=_tokens_used(out["z_indices"])
         )
@@ -77,7 +85,9 @@ def initial_params(model: OneDC, seed: int, sources) -> dict:
             raise ModelError(f"{path}: holds no {part!r}, only {', '.join(sorted(loaded))}")
         shapes = lambda tree: jax.tree.map(jnp.shape, tree)
         if shapes(loaded[part]) != shapes(params[part]):
-            raise ModelError(f"{path}: its {part!r} has other layers or widths than config.model.{part}")
+            raise ModelError(
+                f"{path}: its {part!r} has other layers or widths than config.model.{part}"
+            )
         params[part] = loaded[part]
     return params
 

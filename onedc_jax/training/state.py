@@ -61,11 +61,16 @@ def partition(params: Tree, trainable: str) -> tuple[Tree, Tree]:
 
 def merge(params: Tree, others: Tree) -> Tree:
     """The inverse of `partition`."""
-    return jax.tree.map(lambda a, b: b if a is None else a, params, others, is_leaf=lambda x: x is None)
+    return jax.tree.map(
+        lambda a, b: b if a is None else a, params, others, is_leaf=lambda x: x is None
+    )
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
-    """AdamW behind global-norm clipping; warm-up, then constant or cosine decay over `config.steps`."""
+    """AdamW behind global-norm clipping.
+
+    The rate warms up, then stays constant or decays as a cosine until `config.steps`.
+    """
     if config.schedule == "constant":
         rate = optax.linear_schedule(0.0, config.lr, config.warmup)
     elif config.schedule == "cosine":
@@ -86,11 +91,13 @@ def init_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainSt
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
-def gradient_update(loss: Callable, optimizer: optax.GradientTransformation, ema: float) -> Callable:
+def gradient_update(
+    loss: Callable, optimizer: optax.GradientTransformation, ema: float
+) -> Callable:
     """The update of a stage with one loss.
 
-    `loss(params, frozen, batch, key, step) -> (scalar, metrics)`, params as in the state. The moving
-    average has decay min(ema, (1 + step) / (10 + step)), so that it forgets the start.
+    `loss(params, frozen, batch, key, step) -> (scalar, metrics)`, params as in the state. The
+    moving average has decay min(ema, (1 + step) / (10 + step)), so that it forgets the start.
     """
 
     def update(state: TrainState, frozen: Tree, batch: dict, key: Array):
@@ -99,7 +106,7 @@ def gradient_update(loss: Callable, optimizer: optax.GradientTransformation, ema
         params = optax.apply_updates(state.params, changes)
         decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
         average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.ema, params)
-        metrics = metrics | dict(grad_norm=optax.global_norm(grads))
+        metrics = metrics | dict(grad_norm=optax.tree.norm(grads))
         return TrainState(state.step + 1, params, opt_state, average), metrics
 
     return update

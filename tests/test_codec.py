@@ -1,0 +1,85 @@
+"""Images through bytes: what the decoder holds is what the encoder held."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pictures import photo
+
+import onedc_jax
+from onedc_jax.coding import codec as codec_module
+from onedc_jax.coding import stream, tables
+from onedc_jax.coding.codec import load
+
+
+@pytest.fixture(scope="module")
+def codec(tiny_model):
+    return load(tiny_model)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (63, 65), (64, 64), (333, 500)])
+def test_bytes_give_back_the_latents_and_the_size(codec, height, width):
+    image = photo(height, width)
+    data = codec.encode(image)
+    held = codec.encode_latents(image)
+    header, got = codec.decode_latents(data)
+    np.testing.assert_array_equal(got.z_indices, held.z_indices)
+    np.testing.assert_array_equal(got.y_hat, held.y_hat)
+    assert (header.height, header.width) == (height, width)
+    restored = codec.decode(data)
+    assert restored.shape == image.shape and restored.dtype == np.uint8
+
+
+def test_encoding_is_deterministic(codec, tiny_model):
+    image = photo(63, 65)
+    assert codec.encode(image) == codec.encode(image) == load(tiny_model).encode(image)
+
+
+def test_values_beyond_every_table_survive(codec):
+    """y far from its mean is escaped, not clipped; what is no number does no harm."""
+    path = codec._entropy
+    y, z_indices = (x.copy() for x in codec.analyse(photo(64, 64)))
+    y[0, 0, :3], y[1, 1, 0] = (20000.0, -20000.0, 1e9), np.nan
+    steps, y_hat = path.quantise(y, z_indices)
+    data = codec_module.encode_steps(steps)
+    np.testing.assert_array_equal(path.dequantise(data, z_indices), y_hat)
+    assert np.abs(y_hat[0, 0, :2] - y[0, 0, :2]).max() <= 0.5
+    assert np.isfinite(y_hat).all()
+
+
+def test_the_network_picks_levels_as_the_tables_define_them():
+    edges = tables.load().thresholds
+    scales = np.concatenate(
+        [edges, np.nextafter(edges, -np.inf), [-1.0, 0.0, np.nan, np.inf, 1e-30]]
+    ).astype(np.float32)
+    levels = jax.jit(codec_module.scale_levels)(jnp.asarray(scales))
+    np.testing.assert_array_equal(levels, tables.scale_index(scales))
+
+
+def test_a_stream_of_another_model_is_refused(codec):
+    data = bytearray(codec.encode(photo(64, 64)))
+    data[2] ^= 1
+    data[-4:] = stream._checksum(bytes(data[:-4]))
+    with pytest.raises(onedc_jax.StreamError, match="another model"):
+        codec.decode(bytes(data))
+
+
+def test_damage_is_refused_or_harmless(codec):
+    image = photo(64, 64)
+    data, rng = codec.encode(image), np.random.default_rng(0)
+    for cut in (0, 1, 5, len(data) // 2, len(data) - 1):
+        with pytest.raises(onedc_jax.StreamError):
+            codec.decode(data[:cut])
+    for _ in range(50):
+        broken = bytearray(data)
+        broken[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        with pytest.raises(onedc_jax.StreamError):
+            codec.decode(bytes(broken))
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)]
+)
+def test_pixels_of_a_wrong_kind_are_refused(codec, image):
+    with pytest.raises(onedc_jax.ImageError):
+        codec.encode(image)

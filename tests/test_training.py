@@ -1,0 +1,171 @@
+"""Training: losses by their limits, and whole runs on real photographs."""
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import MICRO_MODEL
+from pictures import photo
+
+import onedc_jax
+from onedc_jax.checkpoint import load_model, resolve
+from onedc_jax.errors import ModelError, OneDCError
+from onedc_jax.training import losses
+from onedc_jax.training.loop import train
+from onedc_jax.training.state import merge, partition, paths
+
+ROOT = Path(__file__).parent.parent
+
+
+def get_config(name: str):
+    """The function of configs/NAME.py; the folder is no package."""
+    path = ROOT / "configs" / f"{name}.py"
+    return runpy.run_path(str(path))["get_config"]
+
+
+def recipe(name: str, **changes):
+    """A recipe at :tiny, with the micro model, few steps and the sample photographs."""
+    config = get_config(name)("tiny")
+    with config.unlocked():
+        config.model = {part: MICRO_MODEL[part] for part in config.model}
+    photographs = ROOT / "examples"
+    config.data.root = config.data.validation = str(photographs)
+    config.data.crop, config.data.keep = 64, {}
+    config.batch_size, config.data.crops_per_image, config.panel_images = 2, 1, 1
+    config.steps, config.checkpoint_every, config.log_every, config.warmup = 4, 2, 1, 1
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def vae_run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "vae"
+    train(recipe("vae", steps=2), workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def stage1_run(vae_run):
+    workdir = vae_run.with_name("stage1")
+    train(recipe("stage1", **{"init.vae": str(vae_run)}), workdir)
+    return workdir
+
+
+def leaves(path: Path) -> dict[str, np.ndarray]:
+    _, params = load_model(resolve(path))
+    return dict(zip(paths(params), jax.tree.leaves(params), strict=True))
+
+
+def test_a_run_is_a_codec(stage1_run):
+    codec = onedc_jax.load(stage1_run)
+    image = photo(64, 64)
+    assert codec.decode(codec.encode(image)).shape == image.shape
+
+
+def test_what_is_frozen_stays_and_the_rest_moves(vae_run, stage1_run):
+    before, after = leaves(vae_run), leaves(stage1_run)
+    for path, value in before.items():
+        frozen = path.startswith(("vae/encoder", "vae/quant_conv"))
+        assert np.array_equal(value, after[path]) == frozen, path
+
+
+def test_a_run_that_was_stopped_continues_as_if_it_had_not_been(vae_run, stage1_run):
+    workdir = vae_run.with_name("resumed")
+    changes = {"init.vae": str(vae_run), "schedule": "constant"}
+    whole = vae_run.with_name("whole")
+    train(recipe("stage1", **changes), whole)
+    train(recipe("stage1", steps=2, **changes), workdir)
+    train(recipe("stage1", **changes), workdir)
+    expected, got = leaves(whole), leaves(workdir)
+    for path, value in expected.items():
+        np.testing.assert_allclose(got[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+
+
+def test_a_run_leaves_metrics_and_pictures(stage1_run):
+    lines = [json.loads(line) for line in (stage1_run / "metrics.jsonl").read_text().splitlines()]
+    assert {"bpp", "lpips", "l1", "psnr", "loss"} <= lines[-1].keys()
+    assert (stage1_run / "panels" / "0000004.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"data.root": "no/such/folder"}, "no such folder"),
+        ({"init.vae": "no/such/model"}, "no such model folder"),
+        ({"batch_size": 3, "data.crops_per_image": 2}, "does not divide"),
+        ({"trainable": "nothing/"}, "matches no parameter"),
+        ({"stage": "stage9"}, "expected one of"),
+        ({"schedule": "sawtooth"}, "expected constant or cosine"),
+    ],
+)
+def test_a_recipe_that_cannot_run_is_refused(tmp_path, changes, words):
+    with pytest.raises(OneDCError, match=words):
+        train(recipe("stage1", **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_belongs_to_one_recipe(stage1_run, vae_run):
+    with pytest.raises(OneDCError, match="another seed"):
+        train(recipe("stage1", seed=1, **{"init.vae": str(vae_run)}), stage1_run)
+
+
+def test_weights_of_other_widths_are_refused(tmp_path, vae_run):
+    config = recipe("stage1", **{"init.vae": str(vae_run)})
+    config.model.vae.widths = (8, 8, 16)
+    with pytest.raises(ModelError, match="vae"):
+        train(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "option, words",
+    [
+        ("--config.data.root=no/such/folder", "train: no/such/folder"),
+        ("--config.learning_rate=1", "train: the recipe has no key"),
+    ],
+)
+def test_the_command_says_in_one_line_what_is_wrong(tmp_path, option, words):
+    command = [sys.executable, "launch/train.py", "--config=configs/stage1.py:tiny"]
+    options = [f"--workdir={tmp_path / 'run'}", option]
+    done = subprocess.run(command + options, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(words)
+    assert "Traceback" not in done.stderr
+
+
+def test_partition_and_merge_are_inverse():
+    tree = {"a": {"x": 1, "y": 2}, "b": 3}
+    trainable, frozen = partition(tree, "a/x|b")
+    assert trainable == {"a": {"x": 1, "y": None}, "b": 3}
+    assert frozen == {"a": {"x": None, "y": 2}, "b": None}
+    assert merge(trainable, frozen) == tree
+
+
+def test_ramp_is_quadratic_from_start_to_value():
+    values = [
+        float(losses.ramp(jnp.array(step), 2.0, 100, start=0.0)) for step in (0, 50, 100, 999)
+    ]
+    assert values == [0.0, 0.5, 2.0, 2.0]
+
+
+def test_whiteness_is_zero_for_independent_channels_and_large_for_a_collapse():
+    z = jax.random.normal(jax.random.key(0), (4096, 7))
+    assert losses.whiteness(z) < 0.01
+    assert losses.whiteness(jnp.ones((64, 7))) > 1.0
+    assert losses.whiteness(z[:, :1] * jnp.ones((1, 7))) > 0.8  # all channels the same
+    far = jax.grad(losses.whiteness)(z + 20.0)
+    assert jnp.all(far.mean(0) > 0)  # no tail without a gradient
+
+
+def test_shifted_cuts_all_images_at_one_place():
+    a = jnp.arange(2 * 24 * 24 * 3.0).reshape(2, 24, 24, 3)
+    x, y = losses.shifted(jax.random.key(0), a, 2 * a)
+    assert x.shape == (2, 16, 16, 3)
+    np.testing.assert_array_equal(2 * x, y)
