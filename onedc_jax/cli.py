@@ -320,8 +320,10 @@ def _convert(arguments: argparse.Namespace) -> int:
             config = json.loads(arguments.config.read_text())
         except ValueError as error:
             raise OneDCError(f"{arguments.config}: not JSON ({error})") from error
-        # A model folder's own model.json serves as well.
-        config.pop("format", None)
+        if not isinstance(config, dict):
+            raise OneDCError(f"{arguments.config}: not a JSON object of the model's widths")
+        for key in ("format", "fingerprint"):  # a model folder's own model.json serves as well
+            config.pop(key, None)
     _quiet()
     from onedc_jax.convert import convert
 
