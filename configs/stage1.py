@@ -23,6 +23,8 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         model=dict(vae=dict(), codec=dict(), generator=dict(unet=dict(rank=64, alpha=8.0))),
         init=dict(vae="", codec="", generator=""),  # model directories to start from; "" is random
         l1=1.0,
+        latent=0.0,  # weight of the mean squared distance between x0 and the VAE's latent
+        y_gain=1.0,  # how much larger than its random kernels make it y begins
         whiteness=0.0,  # weight of the term that keeps all tokens in use
         rate=dict(weight=1.8, ramp=4_000),  # λ, and the steps until it is reached
         lpips=dict(net="vgg", pool="avg"),
@@ -51,7 +53,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         panel_images=4,
     )
     if size == "tiny":
-        c.steps = 2_000
+        c.steps = 1_700
         c.batch_size = 4
         # From scratch, so everything but the encoder of the VAE; there is no LoRA.
         c.trainable = r"codec/|generator/|vae/(decoder|post_quant_conv)/"
@@ -61,6 +63,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.model.vae = local | dict(
             widths=(16, 32, 48), layers=1, latent_channels=16, window=None, patch=2
         )
+        c.model.latent_scale = 0.7  # brings its latents to about unit variance
         c.model.codec = local | dict(
             channels=48,
             internal=80,
@@ -89,12 +92,15 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
                 out_channels=16,
             ),
         )
-        c.rate.weight, c.rate.ramp = 1.0, 500
+        # Begins at about 1 bpp, where y says much, and is then pressed down.
+        c.y_gain, c.rate.weight, c.rate.ramp = 6.0, 1.0, 900
         # With no teacher to learn meaning from, the tokens collapse to two within a hundred steps.
         c.whiteness = 0.3
+        # From scratch: what the VAE's decoder expects is told to the generator directly as well.
+        c.latent = 0.1
         c.lpips = dict(net="alex", pool="max")
         c.ema = 0.998
-        c.lr, c.schedule, c.final_lr, c.warmup, c.clip = 1e-3, "cosine", 0.03, 100, 1.0
+        c.lr, c.schedule, c.final_lr, c.warmup, c.clip = 6e-4, "cosine", 0.03, 50, 1.0
         c.data.crop, c.data.crops_per_image, c.data.threads, c.data.cache_gib = 192, 1, 1, 6.0
         # One low-diversity source weighs less; the photograph in examples/ is not trained on.
         c.data.keep = {"clothing-*": 0.25, "endless-sky-0166*": 0}

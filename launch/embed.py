@@ -1,6 +1,6 @@
 """Makes a trained model one of the package's presets: python launch/embed.py RUN NAME.
 
-The weights are rounded to bfloat16, which halves them; encoder and decoder both use the rounded ones.
+The weights are rounded to bfloat16, which halves them; encoder and decoder use the rounded ones.
 """
 
 import argparse

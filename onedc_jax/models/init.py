@@ -10,17 +10,20 @@ from typing import Any
 import jax
 import numpy as np
 
-
-# Where a residual branch ends. Full-size branches would double the variance with every block.
-_BRANCH_ENDS = {"dw_out", "ffn_out", "conv2", "proj_out", "to_out_0", "net_2"}
+# Where a residual branch ends: full-size branches would double the variance with every block. The
+# last two make the generator's noisy latent, which the step to x0 amplifies.
+_BRANCH_ENDS = {
+    *("dw_out", "ffn_out", "conv2", "proj_out", "to_out_0", "net_2"),
+    *("blocks_5", "short_cut"),
+}
 _BRANCH_GAIN = 0.25
 
 
 def random_params(shapes: Any, seed: int) -> Any:
     """Float32 arrays for a tree of shapes (from `jax.eval_shape` of a module's init).
 
-    By the leaf's name: kernels and embeddings are normal with variance 1 / fan-in (kernels that end a
-    residual branch a sixteenth of that), `lora_a` He-uniform, scales one, and all else (biases,
+    By the leaf's name: kernels and embeddings are normal with variance 1 / fan-in (kernels that end
+    a residual branch a sixteenth of that), `lora_a` He-uniform, scales one, and all else (biases,
     `lora_b`) zero.
     """
 

@@ -48,8 +48,8 @@ def shifted(key: Array, *images: Array, reach: int = 8) -> list[Array]:
 def whiteness(z: Array) -> Array:
     """How far the channels of z, float [..., C], are from zero mean, unit variance, no correlation.
 
-    0 is best. FSQ's tanh gives no gradient back once z has drifted into its tails; this always does,
-    and channels that are all like this use all the codes.
+    0 is best. FSQ's tanh gives no gradient back once z has drifted into its tails; this always
+    does, and channels that are all like this use all the codes.
     """
     z = z.reshape(-1, z.shape[-1])
     mean = z.mean(0, keepdims=True)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from onedc_jax.checkpoint import load_model, resolve
 from onedc_jax.errors import ModelError
@@ -29,7 +30,7 @@ def make(config) -> Stage:
     optimizer = make_optimizer(config)
 
     def init() -> tuple[TrainState, dict]:
-        params = initial_params(model, config.seed, config.init)
+        params = initial_params(model, config.seed, config.init, config.y_gain)
         trainable, frozen = partition(params, config.trainable)
         return init_state(trainable, optimizer), dict(
             model=frozen, lpips=load_lpips(config.lpips.net)
@@ -50,10 +51,11 @@ def make(config) -> Stage:
             l1=losses.l1(decoded, image),
             lpips=distance,
             bpp=bpp,
+            latent=jnp.square(out["x0"] - out["latent"]).mean(),
             whiteness=losses.whiteness(out["z"]),
         )
         total = config.l1 * terms["l1"] + terms["lpips"] + weight * bpp
-        total += config.whiteness * terms["whiteness"]
+        total += config.latent * terms["latent"] + config.whiteness * terms["whiteness"]
         return total, terms | dict(
             loss=total, psnr=losses.psnr(decoded, image), tokens_used=_tokens_used(out["z_indices"])
         )
@@ -70,13 +72,18 @@ def make(config) -> Stage:
     return Stage(init, update, panel, export, settings)
 
 
-def initial_params(model: OneDC, seed: int, sources) -> dict:
+def initial_params(model: OneDC, seed: int, sources, y_gain: float = 1.0) -> dict:
     """Random parameters, replaced subtree by subtree by those of model directories.
 
+    A random codec's y is `y_gain` times as large as its kernels make it: below the rounding step it
+    would say nothing, and the decoder would learn not to listen.
     `sources` maps "vae", "codec" or "generator" to a path or None. Raises ModelError where a source
     lacks the subtree or has other shapes.
     """
     params = random_params(param_shapes(model), seed)
+    last = params["codec"]["analysis"]["trans_coding_4"]
+    for name in ("dw_out", "dw_shortcut"):
+        last[name]["kernel"] *= np.float32(y_gain)
     for part, path in sources.items():
         if not path:
             continue
