@@ -99,6 +99,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         # From scratch: what the VAE's decoder expects is told to the generator directly as well.
         c.latent = 0.1
         c.lpips = dict(net="alex", pool="max")
+        c.l1 = 4.0  # before there is a picture, LPIPS alone is content with its textures
         c.ema = 0.998
         c.lr, c.schedule, c.final_lr, c.warmup, c.clip = 6e-4, "cosine", 0.03, 50, 1.0
         c.data.crop, c.data.crops_per_image, c.data.threads, c.data.cache_gib = 192, 1, 1, 6.0

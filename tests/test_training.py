@@ -33,7 +33,7 @@ def recipe(name: str, **changes):
     """A recipe at :tiny, with the micro model, few steps and the sample photographs."""
     config = get_config(name)("tiny")
     with config.unlocked():
-        config.model = {part: MICRO_MODEL[part] for part in config.model}
+        config.model = {part: MICRO_MODEL[part] for part in MICRO_MODEL if part in config.model}
     photographs = ROOT / "examples"
     config.data.root = config.data.validation = str(photographs)
     config.data.crop, config.data.keep = 64, {}

@@ -77,12 +77,13 @@ def initial_params(model: OneDC, seed: int, sources, y_gain: float = 1.0) -> dic
 
     A random codec's y is `y_gain` times as large as its kernels make it: below the rounding step it
     would say nothing, and the decoder would learn not to listen.
+
     `sources` maps "vae", "codec" or "generator" to a path or None. Raises ModelError where a source
     lacks the subtree or has other shapes.
     """
     params = random_params(param_shapes(model), seed)
     last = params["codec"]["analysis"]["trans_coding_4"]
-    for name in ("dw_out", "dw_shortcut"):
+    for name in {"dw_out", "dw_shortcut"} & last.keys():  # no shortcut where the widths agree
         last[name]["kernel"] *= np.float32(y_gain)
     for part, path in sources.items():
         if not path:

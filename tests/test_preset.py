@@ -1,0 +1,51 @@
+"""The embedded preset on a real photograph: small, within its rate, and like the photograph."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pictures import photo
+
+import onedc_jax
+from onedc_jax import checkpoint, metrics
+from onedc_jax.coding import stream
+from onedc_jax.models import prior
+from onedc_jax.models.quantize import indices_to_codes
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return onedc_jax.load("tiny")
+
+
+def test_it_keeps_its_limits(codec):
+    assert sum(x.size for x in jax.tree.leaves(codec.params)) <= 16e6
+    folder = checkpoint.preset_path("tiny")
+    assert sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) <= 32e6
+
+
+def test_a_photograph_comes_back_in_its_colours(codec):
+    image = photo(512, 768)
+    data = codec.encode(image)
+    restored = codec.decode(data)
+    assert metrics.bpp(data, 512, 768) <= 0.2
+    assert metrics.psnr(image[None], restored[None]).item() >= 19
+    shift = restored.astype(float).mean((0, 1)) - image.astype(float).mean((0, 1))
+    assert np.abs(shift).max() < 8
+
+
+def test_bytes_are_within_one_percent_of_the_estimated_rate(codec):
+    """The estimate is the training's: Gaussians of the network's scales, none below the narrowest."""
+    image = photo(512, 768)
+    y, z_indices = codec.analyse(image)
+
+    def bits(model, y, z_indices):
+        features, _ = model.codec.hyper_synthesis(indices_to_codes(z_indices))
+        out = model.codec.prior(y, features)
+        scales = jnp.maximum(out["scales"], prior.SCALE_MIN)
+        return prior.estimated_bits(out["symbols"], scales).sum()
+
+    run = jax.jit(lambda params, *x: codec.model.apply({"params": params}, *x, method=bits))
+    estimate = float(run(codec.params, y[None], z_indices[None]))
+    spent = 8 * stream.inspect(codec.encode(image)).y_bytes
+    assert abs(spent - estimate) <= 0.01 * estimate + 32
