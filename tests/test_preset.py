@@ -35,7 +35,7 @@ def test_a_photograph_comes_back_in_its_colours(codec):
 
 
 def test_bytes_are_within_one_percent_of_the_estimated_rate(codec):
-    """The estimate is the training's: Gaussians of the network's scales, none below the narrowest."""
+    """The estimate is that of training: the scales bounded below, as the tables are."""
     image = photo(512, 768)
     y, z_indices = codec.analyse(image)
 

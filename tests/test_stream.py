@@ -145,9 +145,12 @@ def test_a_side_that_no_encoder_writes_is_refused(sides):
 
 
 def test_a_huge_size_is_refused_before_anything_is_allocated():
-    largest = bytes.fromhex("c1 10 00 00 ff ff 03 ff ff 03")
-    with pytest.raises(StreamError, match="65535x65535 pixels need at least 1835022 bytes"):
+    largest = bytes.fromhex("c1 10 00 00 ff ff 03 ff 0f")
+    with pytest.raises(StreamError, match="65535x2047 pixels need at least 57357 bytes"):
         stream.unpack(sealed(largest + bytes(1000)))
+    beyond = bytes.fromhex("c1 10 00 00 ff ff 03 ff ff 03")
+    with pytest.raises(StreamError, match="declares 65535x65535 pixels"):
+        stream.unpack(sealed(beyond + bytes(1000)))
 
 
 def test_padding_of_z_must_be_zero():
