@@ -53,8 +53,13 @@ def vae_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stage1_run(vae_run):
     workdir = vae_run.with_name("stage1")
-    train(recipe("stage1", **{"init.vae": str(vae_run)}), workdir)
+    train(from_vae(vae_run), workdir)
     return workdir
+
+
+def from_vae(vae_run: Path, **changes):
+    """Stage 1 after `vae_run`, at a rate that does not depend on the number of steps."""
+    return recipe("stage1", **{"init.vae": str(vae_run), "schedule": "constant"}, **changes)
 
 
 def leaves(path: Path) -> dict[str, np.ndarray]:
@@ -77,12 +82,9 @@ def test_what_is_frozen_stays_and_the_rest_moves(vae_run, stage1_run):
 
 def test_a_run_that_was_stopped_continues_as_if_it_had_not_been(vae_run, stage1_run):
     workdir = vae_run.with_name("resumed")
-    changes = {"init.vae": str(vae_run), "schedule": "constant"}
-    whole = vae_run.with_name("whole")
-    train(recipe("stage1", **changes), whole)
-    train(recipe("stage1", steps=2, **changes), workdir)
-    train(recipe("stage1", **changes), workdir)
-    expected, got = leaves(whole), leaves(workdir)
+    train(from_vae(vae_run, steps=2), workdir)
+    train(from_vae(vae_run), workdir)
+    expected, got = leaves(stage1_run), leaves(workdir)
     for path, value in expected.items():
         np.testing.assert_allclose(got[path], value, rtol=1e-5, atol=1e-6, err_msg=path)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
@@ -114,11 +116,11 @@ def test_a_recipe_that_cannot_run_is_refused(tmp_path, changes, words):
 
 def test_a_workdir_belongs_to_one_recipe(stage1_run, vae_run):
     with pytest.raises(OneDCError, match="another seed"):
-        train(recipe("stage1", seed=1, **{"init.vae": str(vae_run)}), stage1_run)
+        train(from_vae(vae_run, seed=1), stage1_run)
 
 
 def test_weights_of_other_widths_are_refused(tmp_path, vae_run):
-    config = recipe("stage1", **{"init.vae": str(vae_run)})
+    config = from_vae(vae_run)
     config.model.vae.widths = (8, 8, 16)
     with pytest.raises(ModelError, match="vae"):
         train(config, tmp_path / "run")
