@@ -125,11 +125,12 @@ class Codec(nn.Module):
     attention: bool = True
     norm_groups: int = 32
     norm_local: bool = False
+    remat: str = ""  # what training recomputes of the analysis U-Net, see `layers.recomputed`
     dtype: str = "float32"
 
     def setup(self):
         norm = partial(GroupNorm, self.norm_groups, 1e-6, self.norm_local)
-        unet = dict(norm_groups=self.norm_groups, norm_local=self.norm_local)
+        unet = dict(norm_groups=self.norm_groups, norm_local=self.norm_local, remat=self.remat)
         self.analysis = Analysis(
             self.channels,
             self.internal,

@@ -39,13 +39,15 @@ class Generator(nn.Module):
     features the noisy latent from which that noise is taken off.
 
     Fields:
-      unet: the U-Net's own fields, see `UNet` (`dtype` aside).
+      unet: the U-Net's own fields, see `UNet` (`remat` and `dtype` aside).
       timestep: the one at which the U-Net is asked, 0 … 999.
+      remat: what training recomputes of the U-Net's blocks, see `layers.recomputed`.
       dtype: in which products and convolutions are computed.
     """
 
     unet: Mapping[str, Any] = field(default_factory=dict)
     timestep: int = 999
+    remat: str = ""
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -56,7 +58,7 @@ class Generator(nn.Module):
           `eps`, the predicted noise; `reduced`, the noisy latent; `x0`, the clean latent (scaled as
           the diffusion model wants it). All float32.
         """
-        unet = UNet(**self.unet, dtype=self.dtype, name="unet")
+        unet = UNet(**self.unet, remat=self.remat, dtype=self.dtype, name="unet")
         eps, _ = unet(x_hat, jnp.array([self.timestep]), tokens)
         norm = partial(GroupNorm, unet.norm_groups, local=unet.norm_local)
         reduced = Reduction(unet.out_channels, norm, self.dtype, name="vae_reduction")(x_hat)

@@ -21,6 +21,28 @@ _DENSE_LOGITS = 1 << 22
 _QUERY_BLOCK = 256
 
 
+def recomputed(module: type[nn.Module], policy: str) -> type[nn.Module]:
+    """`module`, keeping of its forward pass only what a policy says, for less memory in training.
+
+    `policy` names one of `jax.checkpoint_policies`, e.g. "nothing_saveable" or "dots_saveable"
+    (which keeps convolutions too); "" keeps everything. Parameters and results are the same.
+    """
+    if not policy:
+        return module
+    return nn.remat(module, policy=getattr(jax.checkpoint_policies, policy))
+
+
+def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...]) -> Array:
+    """`module.param`, which traces `init` at each call to compare shapes; this only where it draws.
+
+    That is half of the time that tracing a network takes. Models are compared as a whole instead:
+    `checkpoint.check_tree`.
+    """
+    if module.has_variable("params", name):
+        return module.get_variable("params", name)
+    return module.param(name, init, shape)
+
+
 class Conv(nn.Module):
     """A square convolution, optionally with LoRA: [B, H, W, C] -> [B, H', W', F].
 
@@ -47,14 +69,16 @@ class Conv(nn.Module):
         pad = self.size // 2 if self.padding is None else self.padding
         pads = ((pad, pad), (pad, pad)) if isinstance(pad, int) else pad
         shape = (self.size, self.size, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = parameter(self, "kernel", self.kernel_init, shape)
         x = x.astype(self.dtype)
         y = _conv(x, kernel, self.stride, pads)
         if self.bias:
-            y += _along_channels(self.param("bias", nn.initializers.zeros, (self.features,)), y)
+            y += _along_channels(
+                parameter(self, "bias", nn.initializers.zeros, (self.features,)), y
+            )
         if self.rank:
-            down = self.param("lora_a", nn.initializers.he_uniform(), (*shape[:3], self.rank))
-            up = self.param("lora_b", nn.initializers.zeros, (1, 1, self.rank, self.features))
+            down = parameter(self, "lora_a", nn.initializers.he_uniform(), (*shape[:3], self.rank))
+            up = parameter(self, "lora_b", nn.initializers.zeros, (1, 1, self.rank, self.features))
             low = _conv(_conv(x, down, self.stride, pads), up, 1, ((0, 0), (0, 0)))
             y += low * (self.alpha / self.rank)
         return y
@@ -87,14 +111,16 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
         x = x.astype(self.dtype)
         y = x @ kernel.astype(self.dtype)
         if self.bias:
-            y += _along_channels(self.param("bias", nn.initializers.zeros, (self.features,)), y)
+            y += _along_channels(
+                parameter(self, "bias", nn.initializers.zeros, (self.features,)), y
+            )
         if self.rank:
-            down = self.param("lora_a", nn.initializers.he_uniform(), (shape[0], self.rank))
-            up = self.param("lora_b", nn.initializers.zeros, (self.rank, shape[1]))
+            down = parameter(self, "lora_a", nn.initializers.he_uniform(), (shape[0], self.rank))
+            up = parameter(self, "lora_b", nn.initializers.zeros, (self.rank, shape[1]))
             low = (x @ down.astype(self.dtype)) @ up.astype(self.dtype)
             y += low * (self.alpha / self.rank)
         return y
@@ -113,9 +139,9 @@ class DepthwiseConv3x3(nn.Module):
     def __call__(self, x: Array) -> Array:
         height, width, channels = x.shape[-3:]
         init = nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis=(0, 1))
-        kernel = self.param("kernel", init, (3, 3, 1, channels)).astype(self.dtype)
+        kernel = parameter(self, "kernel", init, (3, 3, 1, channels)).astype(self.dtype)
         padded = jnp.pad(x.astype(self.dtype), ((0, 0), (1, 1), (1, 1), (0, 0)))
-        y = _along_channels(self.param("bias", nn.initializers.zeros, (channels,)), padded)
+        y = _along_channels(parameter(self, "bias", nn.initializers.zeros, (channels,)), padded)
         for dy in range(3):
             for dx in range(3):
                 y = y + padded[:, dy : dy + height, dx : dx + width] * kernel[dy, dx][None, None]
@@ -127,7 +153,9 @@ class GroupNorm(nn.Module):
 
     `local=False`: statistics of a group over all positions, as in the paper. `local=True`: over the
     group's channels at each position alone, so that the result at a pixel depends on nothing far
-    away.
+    away. `groups=0`: no statistics at all, only scale and bias. Norms forget how bright a pixel is
+    and make a texture of what is even; small networks, whose gradients need no help, do better
+    without.
 
     `mask` [..., H, W, 1], where given, says which positions exist (the others are padding and must
     not enter the statistics).
@@ -140,8 +168,10 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array | None = None) -> Array:
         channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale = parameter(self, "scale", nn.initializers.ones, (channels,))
+        bias = parameter(self, "bias", nn.initializers.zeros, (channels,))
+        if self.groups == 0:
+            return x * _along_channels(scale, x) + _along_channels(bias, x)
         # [B, H, W, groups, C / groups]
         g = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, channels // self.groups)
         axes = (-1,) if self.local else (-4, -3, -1)
@@ -224,10 +254,13 @@ def attention(
         bias = bias.reshape(-1, blocks, _QUERY_BLOCK, bias.shape[-1])
         bias = bias.transpose(1, 0, 2, 3)  # [n, B or 1, 256, M]
 
+    @jax.checkpoint  # in training too, no more than one block's softmax is in memory
+    def part(q, k, v, bias):
+        return _dense_attention(q, k, v, mask, bias)[:, :, 0]
+
     def head(qkv):
         q, k, v = (x[..., None, :] for x in qkv)  # as one head
-        block = lambda args: _dense_attention(args[0], k, v, mask, args[1])[:, :, 0]
-        return lax.map(block, (q, bias))
+        return lax.map(lambda args: part(args[0], k, v, args[1]), (q, bias))
 
     out = lax.map(head, (q, k, v)).transpose(2, 1, 3, 0, 4)  # [B, n, 256, h, d]
     return out.reshape(batch, blocks * _QUERY_BLOCK, heads, -1)[:, :queries]

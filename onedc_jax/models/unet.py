@@ -21,6 +21,7 @@ from onedc_jax.models.layers import (
     ResnetBlock,
     TimeEmbedding,
     attention,
+    recomputed,
     upsample_nearest,
 )
 
@@ -242,6 +243,7 @@ class UNet(nn.Module):
       rank, alpha: of the LoRA on every convolution and product of the blocks, but for conv_in,
         conv_out and the time embedding; 0 leaves it out.
       norm_groups, norm_local: see `layers.GroupNorm`.
+      remat: what training recomputes of each block, see `layers.recomputed`.
       dtype: in which products and convolutions are computed.
     """
 
@@ -254,6 +256,7 @@ class UNet(nn.Module):
     alpha: float = 8.0
     norm_groups: int = 32
     norm_local: bool = False
+    remat: str = ""
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -272,7 +275,9 @@ class UNet(nn.Module):
         norm = partial(GroupNorm, self.norm_groups, local=self.norm_local)
         parts = {"rank": self.rank, "alpha": self.alpha, "dtype": self.dtype}
         conv, dense = partial(Conv, **parts), partial(Dense, **parts)
-        transformer = partial(Transformer, self.heads, partial(norm, eps=1e-6), conv, dense)
+        block = recomputed(Transformer, self.remat)
+        transformer = partial(block, self.heads, partial(norm, eps=1e-6), conv, dense)
+        resnet = recomputed(Resnet, self.remat)
         attend = [transformer if there else None for there in self.attention]
 
         time = TimeEmbedding(self.widths[0], name="time_embedding")(t)
@@ -283,7 +288,7 @@ class UNet(nn.Module):
             context,
             widths=self.widths,
             layers=self.layers,
-            resnet=partial(Resnet, norm=partial(norm, eps=1e-5), **parts),
+            resnet=partial(resnet, norm=partial(norm, eps=1e-5), **parts),
             conv=conv,
             down=attend,
             mid=transformer,
@@ -307,6 +312,7 @@ class AnalysisUNet(nn.Module):
       head_dim: channels of an attention head.
       features: channels of the output.
       norm_groups, norm_local: see `layers.GroupNorm`.
+      remat: what training recomputes of each block, see `layers.recomputed`.
       dtype: in which products and convolutions are computed.
     """
 
@@ -318,6 +324,7 @@ class AnalysisUNet(nn.Module):
     features: int = 512
     norm_groups: int = 32
     norm_local: bool = False
+    remat: str = ""
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -328,11 +335,14 @@ class AnalysisUNet(nn.Module):
         """
         norm = partial(GroupNorm, self.norm_groups, local=self.norm_local)
         conv, dense = partial(Conv, dtype=self.dtype), partial(Dense, dtype=self.dtype)
-        attend = partial(SelfAttention, self.head_dim, partial(norm, eps=1e-5), dense)
+        block = recomputed(SelfAttention, self.remat)
+        attend = partial(block, self.head_dim, partial(norm, eps=1e-5), dense)
+        resnet = recomputed(Resnet, self.remat)
         attention_of = [attend if there else None for there in self.attention]
 
         for i in range(3):
-            x = ResnetBlock(self.widths[0], norm, self.dtype, name=f"conv_in_{i}")(x)
+            block = recomputed(ResnetBlock, self.remat)
+            x = block(self.widths[0], norm, self.dtype, name=f"conv_in_{i}")(x)
         x = conv(self.widths[0], 3, stride=2, name="conv_in_3")(x)  # [B, H/16, W/16, widths[0]]
         # There is no time here; the layout wants one, and the reference gives it the last step.
         time = TimeEmbedding(self.widths[0], name="time_embedding")(jnp.array([999]))
@@ -341,7 +351,7 @@ class AnalysisUNet(nn.Module):
             time,
             widths=self.widths,
             layers=self.layers,
-            resnet=partial(Resnet, norm=partial(norm, eps=1e-5), dtype=self.dtype),
+            resnet=partial(resnet, norm=partial(norm, eps=1e-5), dtype=self.dtype),
             conv=conv,
             down=attention_of,
             mid=attend if self.mid_attention else None,

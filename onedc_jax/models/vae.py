@@ -4,9 +4,11 @@ Its mid-block attention runs in windows, so that the cost grows with the number 
 with its square. `patch` > 1 makes cheap full-resolution ends for small presets, in place of as many
 levels: the encoder begins with patches of pixels as channels (pixel unshuffle), the decoder ends
 with nearest-neighbour upsampling before its last convolution (a pixel shuffle would leave a grid).
+With `thumbnail`, the first three latent channels begin as the image at an eighth of its size, and
+what they hold at the end is added to what is decoded: colours need not be learned.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,11 +23,14 @@ from onedc_jax.models.layers import (
     GroupNorm,
     attention,
     pixel_unshuffle,
+    recomputed,
     upsample_nearest,
 )
 from onedc_jax.models.unet import Resnet
 
 Array = jax.Array
+
+_THUMBNAIL_GAIN = 2.0  # about unit variance, as the other channels have
 
 
 class Posterior(NamedTuple):
@@ -75,57 +80,43 @@ class WindowAttention(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Resnet, attention in windows (left out when `window` is None), resnet."""
+    """Resnet, attention in windows (`attend`; None: there is none), resnet."""
 
-    window: int | None = 16
-    norm: Any = GroupNorm
-    dtype: Any = jnp.float32
+    resnet: Callable
+    attend: Callable | None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        resnet = partial(Resnet, x.shape[-1], norm=self.norm, dtype=self.dtype)
-        x = resnet(name="resnets_0")(x)
-        if self.window is not None:
-            x = WindowAttention(self.window, self.norm, self.dtype, name="attentions_0")(x)
-        return resnet(name="resnets_1")(x)
+        x = self.resnet(x.shape[-1], name="resnets_0")(x)
+        if self.attend:
+            x = self.attend(name="attentions_0")(x)
+        return self.resnet(x.shape[-1], name="resnets_1")(x)
 
 
-class DownBlock(nn.Module):
-    """Resnets, then (unless last) a stride-2 convolution padded on the right and bottom only."""
+class Level(nn.Module):
+    """Resnets, then (None: nothing) a change of size.
+
+    That is a stride-2 convolution padded on the right and bottom only ("down"), or
+    nearest-neighbour upsampling and a convolution ("up").
+    """
 
     features: int
     layers: int
-    last: bool
-    norm: Any
+    change: str | None
+    resnet: Callable
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i in range(self.layers):
-            x = Resnet(self.features, norm=self.norm, dtype=self.dtype, name=f"resnets_{i}")(x)
-        if self.last:
-            return x
-        pad = ((0, 1), (0, 1))
-        return Conv(self.features, 3, 2, pad, dtype=self.dtype, name="downsamplers_0_conv")(x)
-
-
-class UpBlock(nn.Module):
-    """Resnets, then (unless last) nearest-neighbour upsampling and a convolution."""
-
-    features: int
-    layers: int
-    last: bool
-    norm: Any
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        for i in range(self.layers):
-            x = Resnet(self.features, norm=self.norm, dtype=self.dtype, name=f"resnets_{i}")(x)
-        if self.last:
-            return x
-        x = upsample_nearest(x, 2 * x.shape[1], 2 * x.shape[2])
-        return Conv(self.features, 3, dtype=self.dtype, name="upsamplers_0_conv")(x)
+            x = self.resnet(self.features, name=f"resnets_{i}")(x)
+        conv = partial(Conv, self.features, 3, dtype=self.dtype)
+        if self.change == "down":
+            return conv(2, ((0, 1), (0, 1)), name="downsamplers_0_conv")(x)
+        if self.change == "up":
+            x = upsample_nearest(x, 2 * x.shape[1], 2 * x.shape[2])
+            return conv(name="upsamplers_0_conv")(x)
+        return x
 
 
 class Encoder(nn.Module):
@@ -134,19 +125,19 @@ class Encoder(nn.Module):
     features: int
     widths: Sequence[int]
     layers: int
-    window: int | None
-    norm: Any
+    norm: Callable
+    resnet: Callable
+    attend: Callable | None
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = Conv(self.widths[0], 3, dtype=self.dtype, name="conv_in")(x)
         for i, width in enumerate(self.widths):
-            last = i == len(self.widths) - 1
-            x = DownBlock(width, self.layers, last, self.norm, self.dtype, name=f"down_blocks_{i}")(
-                x
-            )
-        x = MidBlock(self.window, self.norm, self.dtype, name="mid_block")(x)
+            change = "down" if i < len(self.widths) - 1 else None
+            level = partial(Level, width, self.layers, change, self.resnet, self.dtype)
+            x = level(name=f"down_blocks_{i}")(x)
+        x = MidBlock(self.resnet, self.attend, name="mid_block")(x)
         x = nn.silu(self.norm(name="conv_norm_out")(x))
         return Conv(self.features, 3, dtype=self.dtype, name="conv_out")(x)
 
@@ -158,39 +149,48 @@ class Decoder(nn.Module):
     patch: int
     widths: Sequence[int]
     layers: int
-    window: int | None
-    norm: Any
+    norm: Callable
+    resnet: Callable
+    attend: Callable | None
     dtype: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         x = Conv(self.widths[-1], 3, dtype=self.dtype, name="conv_in")(x)
-        x = MidBlock(self.window, self.norm, self.dtype, name="mid_block")(x)
+        x = MidBlock(self.resnet, self.attend, name="mid_block")(x)
         for i, width in enumerate(reversed(self.widths)):
-            last = i == len(self.widths) - 1
-            x = UpBlock(width, self.layers + 1, last, self.norm, self.dtype, name=f"up_blocks_{i}")(
-                x
-            )
+            change = "up" if i < len(self.widths) - 1 else None
+            level = partial(Level, width, self.layers + 1, change, self.resnet, self.dtype)
+            x = level(name=f"up_blocks_{i}")(x)
         x = nn.silu(self.norm(name="conv_norm_out")(x))
         x = x.repeat(self.patch, axis=1).repeat(self.patch, axis=2)
         return Conv(self.features, 3, dtype=self.dtype, name="conv_out")(x)
 
 
 class VAE(nn.Module):
-    """Images in [-1, 1] <-> unscaled latents. The defaults are Stable Diffusion 2.1's."""
+    """Images in [-1, 1] <-> unscaled latents. The defaults are Stable Diffusion 2.1's.
+
+    `window` is that of the attention in the middle; 0: all is one window, None: no attention.
+    """
 
     widths: Sequence[int] = (128, 256, 512, 512)
     layers: int = 2
     latent_channels: int = 4
     window: int | None = 16
     patch: int = 1
+    thumbnail: bool = False
     norm_groups: int = 32
     norm_local: bool = False
+    remat: str = ""  # what training recomputes of each resnet, see `layers.recomputed`
     dtype: Any = "float32"
 
     def setup(self):
         norm = partial(GroupNorm, self.norm_groups, 1e-6, self.norm_local)
-        shared = (self.widths, self.layers, self.window, norm, self.dtype)
+        resnet = partial(recomputed(Resnet, self.remat), norm=norm, dtype=self.dtype)
+        attend = None
+        if self.window is not None:
+            attend = partial(WindowAttention, self.window, norm, self.dtype)
+        shared = (self.widths, self.layers, norm, resnet, attend, self.dtype)
         self.encoder = Encoder(2 * self.latent_channels, *shared)
         self.decoder = Decoder(3, self.patch, *shared)
         self.quant_conv = Conv(2 * self.latent_channels, dtype=self.dtype)
@@ -201,11 +201,18 @@ class VAE(nn.Module):
         x = pixel_unshuffle(image, self.patch) if self.patch > 1 else image
         moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
+        if self.thumbnail:
+            small = nn.avg_pool(image, (8, 8), (8, 8)).astype(jnp.float32)
+            mean = mean.at[..., :3].add(_THUMBNAIL_GAIN * small)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, latent: Array) -> Array:
         """Latent [B, H/8, W/8, C] -> image float32 [B, H, W, 3], not clipped."""
-        return self.decoder(self.post_quant_conv(latent)).astype(jnp.float32)
+        image = self.decoder(self.post_quant_conv(latent)).astype(jnp.float32)
+        if self.thumbnail:
+            small = latent[..., :3].astype(jnp.float32) / _THUMBNAIL_GAIN
+            image += jax.image.resize(small, image.shape, "linear")
+        return image
 
     def __call__(self, image: Array, key: Array) -> tuple[Array, Posterior]:
         """Encodes, samples, decodes."""
