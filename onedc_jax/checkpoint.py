@@ -18,6 +18,7 @@ import numpy as np
 from onedc_jax.errors import ModelError
 
 FORMAT = 1  # of the folder; a reader refuses any other
+HEAD = {"format", "fingerprint", "seal"}  # the keys of model.json that are no configuration
 
 _PRESETS = Path(__file__).parent / "presets"
 
@@ -65,37 +66,53 @@ def save_model(
     """Writes a model folder; it appears complete or not at all.
 
     `config`: plain and JSON-able, as `models.onedc.build` takes it. `params`: a tree of arrays,
-    stored in the dtypes that they have. Raises ModelError if `path` exists, unless it is
-    a model folder and `overwrite`.
+    stored in the dtypes that they have. Of several processes all call it; the first one writes.
+    Raises ModelError if `path` exists, unless it is a model folder and `overwrite`.
     """
     from orbax.checkpoint import v1 as ocp
 
     refuse_existing(path, overwrite)
     path = Path(path).absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    first = jax.process_index() == 0
+    scratch = _scratch(path)
     try:
         new, old = scratch / "new", scratch / "old"
-        new.mkdir()
-        head = {"format": FORMAT, "fingerprint": fingerprint(params)}
-        text = json.dumps(head | dict(config), indent=2) + "\n"
-        (new / "model.json").write_text(text)
+        if first:
+            new.mkdir(parents=True)
+            head = {"format": FORMAT, "fingerprint": fingerprint(params)}
+            head["seal"] = _seal(config, params)
+            text = json.dumps(head | dict(config), indent=2) + "\n"
+            (new / "model.json").write_text(text)
         context = ocp.Context()
         # Nobody changes the arrays meanwhile, so big models need not be copied first.
         context.memory.deepcopy_host_arrays = False
         with context:
             # Numpy arrays carry no device or mesh into the file, so that any machine can load it.
             ocp.save(new / "params", jax.device_get(params))
-        if path.exists():
-            path.rename(old)
-        try:
-            new.rename(path)
-        except OSError:
-            if old.exists():
-                old.rename(path)
-            raise
+        if first:
+            if path.exists():
+                path.rename(old)
+            try:
+                new.rename(path)
+            except OSError:
+                if old.exists():
+                    old.rename(path)
+                raise
     finally:
-        shutil.rmtree(scratch)
+        if first:
+            shutil.rmtree(scratch)
+
+
+def _scratch(path: Path) -> Path:
+    """A new folder beside `path`, or one that several processes call the same."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if jax.process_count() == 1:
+        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    scratch = path.with_name(f".{path.name}.partial")
+    if jax.process_index() == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+    return scratch
 
 
 def load_model(path: str | Path) -> tuple[dict[str, Any], Any]:
@@ -106,15 +123,7 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], Any]:
     from orbax.checkpoint import v1 as ocp
 
     path = Path(path).absolute()
-    try:
-        config = json.loads((path / "model.json").read_text())
-    except OSError as error:
-        raise ModelError(f"{path}: not a model folder, model.json cannot be read") from error
-    except ValueError as error:
-        raise ModelError(f"{path / 'model.json'}: not valid JSON ({error})") from error
-    found = config.pop("format", None) if isinstance(config, dict) else None
-    if found != FORMAT:
-        raise ModelError(f"{path / 'model.json'}: format {found}, but this version reads {FORMAT}")
+    head, config = _read_head(path)
     try:
         params = ocp.load(path / "params")
     except Exception as error:  # Orbax raises many kinds, depending on what is broken
@@ -122,9 +131,44 @@ def load_model(path: str | Path) -> tuple[dict[str, Any], Any]:
             f"{path / 'params'}: missing or damaged ({type(error).__name__})"
         ) from error
     params = jax.tree.map(np.asarray, params)
-    if config.pop("fingerprint", None) != fingerprint(params):
+    if head.get("fingerprint") != fingerprint(params):
         raise ModelError(f"{path}: its weights are not those that model.json was written for")
     return config, params
+
+
+def is_sealed(path: str | Path, params: Any) -> bool:
+    """Whether configuration and shapes are still those that `save_model` wrote together.
+
+    Then they fit each other; otherwise ask `check_tree`, for which the model must be traced.
+    """
+    head, config = _read_head(Path(path))
+    return head.get("seal") == _seal(config, params)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """The configuration of a model folder, not its weights. Raises ModelError as `load_model`."""
+    return _read_head(Path(path))[1]
+
+
+def _read_head(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The two parts of model.json: what this module says of the folder, and the configuration."""
+    try:
+        config = json.loads((path / "model.json").read_text())
+    except OSError as error:
+        raise ModelError(f"{path}: not a model folder, model.json cannot be read") from error
+    except ValueError as error:
+        raise ModelError(f"{path / 'model.json'}: not valid JSON ({error})") from error
+    found = config.get("format") if isinstance(config, dict) else None
+    if found != FORMAT:
+        raise ModelError(f"{path / 'model.json'}: format {found}, but this version reads {FORMAT}")
+    head = {key: config.pop(key) for key in HEAD & config.keys()}
+    return head, config
+
+
+def _seal(config: Mapping[str, Any], params: Any) -> str:
+    """A digest of a configuration and of the paths and shapes of the weights that belong to it."""
+    text = json.dumps([config, sorted(_shapes(params).items())], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def fingerprint(params: Mapping[str, Any]) -> int | None:

@@ -5,6 +5,7 @@ Encoder and decoder must agree on every number that chooses a probability. All o
 with the same shapes on both sides; only integers go on to the entropy coder.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onedc_jax.checkpoint import check_tree, fingerprint, load_model, resolve
+from onedc_jax.checkpoint import check_tree, fingerprint, is_sealed, load_model, resolve
 from onedc_jax.coding import stream, tables
 from onedc_jax.coding.entropy import MAX_SYMBOL, SymbolDecoder, encode_steps
 from onedc_jax.errors import ImageError, ModelError, StreamError
@@ -60,10 +61,15 @@ class Codec:
 
     def decode(self, data: bytes) -> np.ndarray:
         """A stream -> uint8 [H, W, 3]. Raises StreamError for any that this model did not write."""
-        header, latents = self.decode_latents(data)
-        z_indices, y_hat = jnp.asarray(latents.z_indices)[None], jnp.asarray(latents.y_hat)[None]
-        image = np.asarray(self._reconstruct(self.params, y_hat, z_indices)[0])
-        return image[: header.height, : header.width]
+        header, z_indices, coded = self._unpack(data)
+        # The decoder's program is made ready while the entropy coder, on one core, is at work.
+        with ThreadPoolExecutor(1) as beside:
+            program = beside.submit(self._reconstruction, *z_indices.shape)
+            y_hat = self._entropy.dequantise(coded, z_indices)
+        image = program.result()(
+            self.params, jnp.asarray(y_hat)[None], jnp.asarray(z_indices)[None]
+        )
+        return np.asarray(image[0])[: header.height, : header.width]
 
     def analyse(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [H, W, 3] -> y float32 [H'/16, W'/16, C] and tokens int32 [H'/64, W'/64].
@@ -83,6 +89,10 @@ class Codec:
 
     def decode_latents(self, data: bytes) -> tuple[stream.Header, Latents]:
         """A stream -> its header and latents, without making the image."""
+        header, z_indices, coded = self._unpack(data)
+        return header, Latents(z_indices, self._entropy.dequantise(coded, z_indices))
+
+    def _unpack(self, data: bytes) -> tuple[stream.Header, np.ndarray, bytes]:
         header, z_indices, coded = stream.unpack(data)
         own = self._entropy.fingerprint
         if header.fingerprint != own:
@@ -90,7 +100,7 @@ class Codec:
                 f"the stream was made with another model (fingerprint {header.fingerprint:04x}, "
                 f"{self.name} has {own:04x}); name that one with --model"
             )
-        return header, Latents(z_indices, self._entropy.dequantise(coded, z_indices))
+        return header, z_indices, coded
 
     @cached_property
     def _entropy(self) -> "_EntropyPath":
@@ -105,13 +115,23 @@ class Codec:
 
         return jax.jit(analyse)
 
-    @cached_property
-    def _reconstruct(self):
-        def reconstruct(params, y_hat, z_indices):
-            image = self.model.apply({"params": params}, y_hat, z_indices, method=OneDC.reconstruct)
-            return jnp.round((image + 1) * 127.5).astype(jnp.uint8)
+    def _reconstruction(self, rows: int, columns: int) -> jax.stages.Compiled:
+        """The decoder's program for an image of so many blocks."""
+        if (rows, columns) not in self._reconstructions:
+            z_indices = jax.ShapeDtypeStruct((1, rows, columns), jnp.int32)
+            shape = (1, 4 * rows, 4 * columns, self.model.codec.channels)
+            y_hat = jax.ShapeDtypeStruct(shape, jnp.float32)
+            lowered = jax.jit(self._reconstruct).lower(self.params, y_hat, z_indices)
+            self._reconstructions[rows, columns] = lowered.compile()
+        return self._reconstructions[rows, columns]
 
-        return jax.jit(reconstruct)
+    @cached_property
+    def _reconstructions(self) -> dict[tuple[int, int], jax.stages.Compiled]:
+        return {}
+
+    def _reconstruct(self, params, y_hat: Array, z_indices: Array) -> Array:
+        image = self.model.apply({"params": params}, y_hat, z_indices, method=OneDC.reconstruct)
+        return jnp.round((image + 1) * 127.5).astype(jnp.uint8)
 
 
 @dataclass(frozen=True)
@@ -224,6 +244,7 @@ def load(name_or_path: str | Path = "tiny") -> Codec:
     missing = {"vae", "codec", "generator"} - set(params)
     if missing:
         raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(sorted(missing))}")
-    check_tree(params, param_shapes(model))
-    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    return Codec(str(name_or_path), model, params)
+    if not is_sealed(path, params):
+        check_tree(params, param_shapes(model))
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    return Codec(str(name_or_path), model, jax.device_put(params))
