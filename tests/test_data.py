@@ -2,13 +2,25 @@
 
 import pickle
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from onedc_jax.data import ImageFolder, RandomCrops, batches
+from onedc_jax.data import ImageFolder, RandomCrops, SourceCrops, batches
 from onedc_jax.errors import OneDCError
+
+# A mixture as the paper's, at a sixteenth of its size.
+MIXTURE = dict(
+    source_crop=64,
+    views=(
+        dict(resize=32, chance=0.2),
+        dict(crop=32, chance=0.5),
+        dict(crop=64, chance=0.3, batch=0.5),
+    ),
+    batch_size=8,
+)
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +33,24 @@ def folder(tmp_path_factory):
         path = root / ("sea" if n % 2 else "hills") / f"{n:02d}.{('png', 'webp', 'jpg')[n % 3]}"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
+        path.with_suffix(".txt").write_text(f"photograph {n}\n")
     return root
 
 
-def take(folder, n, **options):
+def take_whole(folder, n, **options):
     options = {"seed": 1, "batch_size": 4, "crop": 32} | options
     it = batches(folder, **options)
-    taken = [batch["image"] for batch in islice(it, n)]
+    taken = list(islice(it, n))
     it.close()
-    return np.stack(taken)
+    return taken
+
+
+def take(folder, n, **options):
+    return np.stack([batch["image"] for batch in take_whole(folder, n, **options)])
+
+
+def letters(caption):
+    return np.frombuffer(caption.encode().ljust(77), np.uint8).astype(np.int32)
 
 
 def test_batches_are_uint8_squares(folder):
@@ -48,10 +69,43 @@ def test_epochs_and_crops_differ(folder):
     assert len(np.unique(flat, axis=0)) == 36
 
 
-def test_processes_share_the_global_batch(folder):
-    whole = take(folder, 3, start=2)
-    parts = [take(folder, 3, start=2, shard=(n, 2)) for n in range(2)]
-    np.testing.assert_array_equal(np.stack(parts, 2).reshape(whole.shape), whole)
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 8, "crops_per_image": 2}, MIXTURE], ids=["crops", "mixture"]
+)
+def test_processes_hold_consecutive_rows_of_the_same_batch(folder, options, count):
+    whole = take_whole(folder, 6, start=3, **options)
+    parts = [take_whole(folder, 6, start=3, shard=(n, count), **options) for n in range(count)]
+    for batch, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+        together = np.concatenate([piece["image"] for piece in pieces])
+        np.testing.assert_array_equal(together, batch["image"])
+
+
+def test_a_mixture_has_its_shapes_and_resumes(folder):
+    whole = take_whole(folder, 24, **MIXTURE)
+    shapes = {batch["image"].shape for batch in whole}
+    assert shapes == {(8, 32, 32, 3), (4, 64, 64, 3)}
+    for batch, again in zip(whole[9:], take_whole(folder, 15, start=9, **MIXTURE), strict=True):
+        np.testing.assert_array_equal(batch["image"], again["image"])
+
+
+def test_a_smaller_batch_moves_no_other_step(folder):
+    """The images of a step are those that it has without any mixture."""
+    options = dict(batch_size=8, tokenize=letters)
+    mixture = take_whole(folder, 12, **MIXTURE | options)
+    plain = take_whole(folder, 12, crop=16, **options)
+    assert len({len(batch["caption"]) for batch in mixture}) == 2
+    for batch, other in zip(mixture, plain, strict=True):
+        rows = len(batch["caption"])
+        np.testing.assert_array_equal(batch["caption"], other["caption"][:rows])
+
+
+def test_captions_come_with_each_crop(folder):
+    batch = take_whole(folder, 1, tokenize=letters, crops_per_image=2)[0]["caption"]
+    assert batch.shape == (4, 77) and batch.dtype == np.int32
+    texts = [bytes(row.astype(np.uint8)).decode().strip() for row in batch]
+    assert texts[0] == texts[1] != texts[2] == texts[3]
+    assert all(text.startswith("photograph ") for text in texts)
 
 
 def test_several_crops_of_an_image(folder):
@@ -73,10 +127,18 @@ def test_the_cache_changes_nothing(folder):
     assert not pickle.loads(pickle.dumps(source))._cache
 
 
-@pytest.mark.parametrize("shape", [(40, 90), (32, 32), (20, 50), (1, 1)])
-def test_any_image_fills_a_crop(shape):
-    image = np.full((*shape, 3), 77, np.uint8)
-    crops = RandomCrops(32, count=4).random_map(image, np.random.default_rng(0))
+@pytest.mark.parametrize("shape", [(40, 90), (32, 32), (20, 50), (1, 1), (1, 300)])
+@pytest.mark.parametrize(
+    "view",
+    [
+        RandomCrops(32, count=4),
+        SourceCrops(32, side=64, source=64, count=4),
+        SourceCrops(32, side=32, source=64, count=4),
+    ],
+    ids=["scaled", "reduced", "cropped"],
+)
+def test_any_image_fills_a_crop(view, shape):
+    crops = view(np.full((*shape, 3), 77, np.uint8), np.random.default_rng(0))
     assert crops.shape == (4, 32, 32, 3)
     assert np.all(crops == 77)
 
@@ -85,15 +147,23 @@ def test_whole_size_crops_are_the_images_own_pixels():
     image = np.arange(50 * 40 * 3, dtype=np.uint16).reshape(50, 40, 3).astype(np.uint8)
     windows = np.lib.stride_tricks.sliding_window_view(image, (32, 32, 3))[:, :, 0]
     crops = RandomCrops(32, count=8, scale=(1.0, 1.0))
-    for crop in crops.random_map(image, np.random.default_rng(0)):
+    for crop in crops(image, np.random.default_rng(0)):
         flipped = crop[:, ::-1]
         assert any((windows == c).all((2, 3, 4)).any() for c in (crop, flipped))
 
 
 def test_half_scale_crops_show_four_times_the_area():
     ramp = np.broadcast_to(np.arange(0, 240, 2, np.uint8)[:, None, None], (120, 120, 3))
-    crop = RandomCrops(32, scale=(0.5, 0.5)).random_map(ramp, np.random.default_rng(0))[0]
+    crop = RandomCrops(32, scale=(0.5, 0.5))(ramp, np.random.default_rng(0))[0]
     assert int(crop[-1, 0, 0]) - int(crop[0, 0, 0]) == pytest.approx(2 * 2 * 31, abs=2)
+
+
+@pytest.mark.parametrize("side, seen", [(80, 80), (40, 40)])
+def test_views_of_a_small_image_show_it_enlarged(side, seen):
+    """40 rows of brightness 0, 6, ... fill a source of 80: half as many of them fill 40."""
+    ramp = np.broadcast_to(np.arange(0, 240, 6, np.uint8)[:, None, None], (40, 90, 3))
+    crop = SourceCrops(40, side, source=80)(ramp, np.random.default_rng(0))[0]
+    assert int(crop[-3, 0, 0]) - int(crop[2, 0, 0]) == pytest.approx(35 * 6 * seen / 80, abs=4)
 
 
 def test_unreadable_images_are_replaced_and_counted(folder, tmp_path):
@@ -102,7 +172,7 @@ def test_unreadable_images_are_replaced_and_counted(folder, tmp_path):
         (tmp_path / f"{n}{path.suffix}").write_bytes(data if n else data[: len(data) // 2])
     source = ImageFolder(tmp_path)
     np.testing.assert_array_equal(take(source, 4, batch_size=2), take(tmp_path, 4, batch_size=2))
-    assert [path.stem for path in source.unreadable] == ["0"]
+    assert [Path(name).stem for name in source.unreadable] == ["0"]
 
 
 def test_nothing_but_unreadable_images_is_an_error(tmp_path):
@@ -121,7 +191,19 @@ def test_files_are_weighed_by_pattern(folder):
 
 
 @pytest.mark.parametrize(
-    "options", [{"batch_size": 3, "crops_per_image": 2}, {"batch_size": 0}, {"scale": (1.0, 0.5)}]
+    "options",
+    [
+        {"batch_size": 3, "crops_per_image": 2},
+        {"batch_size": 0},
+        {"crop": None},
+        {"scale": (1.0, 0.5)},
+        MIXTURE | {"batch_size": 5},
+        MIXTURE | {"shard": (0, 8)},
+        MIXTURE | {"source_crop": 48},
+        MIXTURE | {"views": (dict(resize=32, chance=0.4), dict(crop=32, chance=0.4))},
+        MIXTURE | {"views": (dict(resize=32, crop=32),)},
+        MIXTURE | {"views": (dict(crop=32, change=1.0),)},
+    ],
 )
 def test_impossible_sizes_are_refused(folder, options):
     with pytest.raises(OneDCError):
