@@ -3,10 +3,13 @@
     python launch/train.py --config=configs/stage1.py:tiny --workdir=runs/stage1 \\
         --config.init.vae=runs/vae
 
-Objective: L1 + LPIPS + λ · bpp, λ ramped up. `:full` has the paper's sizes and optimiser
-(400,000 steps of 32 images; λ = 12.2, 7.4, 4.6, 2.9, 1.8, 1.1, 0.6 are its points from 0.010 to
-0.111 bpp on Kodak).
-`:tiny` is the embedded preset: from scratch on two CPU cores, with AlexNet in LPIPS for VGG.
+Objective: L1 + LPIPS + λ · bpp + the semantic distillation, λ ramped up. `:full` is the paper's
+recipe: 400,000 steps of 32 images, λ = 12.2, 7.4, 4.6, 2.9, 1.8, 1.1, 0.6 for its points from 0.010
+to 0.111 bpp on Kodak. It wants what it starts from: --config.init.vae (Stable Diffusion 2.1's),
+--config.init.unet (a one-step or another diffusion model's) and --config.distillation.tokenizer
+(MaskGIT's), each the folder of converted weights or of a run of vae, teacher or tokenizer.
+`:tiny` is the embedded preset: from scratch on two CPU cores, with AlexNet in LPIPS for VGG, and
+with the distillation only where a tokenizer is named.
 """
 
 from ml_collections import config_dict
@@ -18,17 +21,31 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         seed=0,
         steps=400_000,
         batch_size=32,  # images a step, over all devices
+        accumulate=1,  # parts that a step takes its batch in, for less memory
         # All of the codec, the generator's LoRA, its first convolution and the reduction.
         trainable=r"codec/|generator/(unet/conv_in|vae_reduction)/|generator/.*lora_",
         model=dict(vae=dict(), codec=dict(), generator=dict(unet=dict(rank=64, alpha=8.0))),
-        init=dict(vae="", codec="", generator=""),  # model directories to start from; "" is random
+        dtype="bfloat16",  # of convolutions and products; weights are float32
+        remat="",  # what is recomputed in the backward pass, for less memory: docs/training.md
+        # Model folders to start from; "" is random, and so is what `reshaped` lets differ. "unet"
+        # is a diffusion model, which the generator begins as but for its first convolution.
+        init=dict(vae="", codec="", generator="", unet="", reshaped=False),
         l1=1.0,
+        coarse=0.0,  # weight of the same distance between means of 16x16 pixels
         latent=0.0,  # weight of the mean squared distance between x0 and the VAE's latent
         y_gain=1.0,  # how much larger than its random kernels make it y begins
         whiteness=0.0,  # weight of the term that keeps all tokens in use
         rate=dict(weight=1.8, ramp=4_000),  # λ, and the steps until it is reached
-        lpips=dict(net="vgg", pool="avg"),
-        ema=0.9999,
+        # weight · (cross-entropy + mse · squared error of the expected code), to the tokens of a
+        # tokenizer's folder; "" is none. `head` is the student. Crops are multiples of 32 windows.
+        distillation=dict(
+            tokenizer="",
+            weight=1e-3,
+            mse=0.01,
+            head=dict(width=768, pairs=3, heads=12, window=16),
+        ),
+        lpips=dict(net="vgg", pool="avg", dtype="bfloat16"),
+        ema=0.0,  # 0: no average of the weights is kept
         lr=5e-5,
         schedule="constant",
         final_lr=1.0,
@@ -41,31 +58,44 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
             root="data/train",
             validation="data/val",
             keep=dict(),  # pattern of file names -> how often each counts
-            crop=512,  # pixels
-            scale=(0.5, 1.0),  # crops come from images reduced by this much
+            # A step's images are squares of `source_crop` pixels, all in one of these views: made
+            # smaller, or a part of them; `batch` is the share of the batch size that there are.
+            source_crop=1024,
+            views=(
+                dict(resize=512, chance=0.2),
+                dict(crop=512, chance=0.5),
+                dict(crop=1024, chance=0.3, batch=0.25),
+            ),
+            crop=512,  # pixels; of validation, and of training where there are no views
+            scale=(1.0, 1.0),  # crops come from images reduced by this much
             crops_per_image=1,
             threads=8,
             workers=0,
             cache_gib=0.0,
+            captions="",  # this stage reads none
         ),
         log_every=50,
         checkpoint_every=5_000,
+        keep_last=2,  # checkpoints; and the best one by `best`, a metric of the validation images
+        best="lpips",  # lower is better; "-psnr" where higher is; "" keeps the last ones only
+        validation_batches=4,
+        tensorboard=False,
         panel_images=4,
     )
     if size == "tiny":
-        c.steps = 1_700
+        c.steps = 2_800
         c.batch_size = 4
         # From scratch, so everything but the encoder of the VAE; there is no LoRA.
         c.trainable = r"codec/|generator/|vae/(decoder|post_quant_conv)/"
-        # One group a norm, with the statistics of one position: nothing but the tokens' attention
-        # sees farther than a kernel, so a large image is coded as its crops were in training.
-        local = dict(norm_groups=1, norm_local=True)
-        c.model.vae = local | dict(
-            widths=(16, 32, 48), layers=1, latent_channels=16, window=None, patch=2
+        # No norms (see layers.GroupNorm), and nothing but the tokens' attention sees farther than a
+        # kernel: a large image is coded as its crops were in training.
+        plain = dict(norm_groups=0)
+        c.model.vae = plain | dict(
+            widths=(16, 32, 48), layers=1, latent_channels=16, window=None, patch=2, thumbnail=True
         )
-        c.model.latent_scale = 0.7  # brings its latents to about unit variance
-        c.model.codec = local | dict(
-            channels=48,
+        c.model.latent_scale = 2.0  # brings its latents to about unit variance
+        c.model.codec = plain | dict(
+            channels=32,
             internal=80,
             semantic=96,
             features=48,
@@ -83,7 +113,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.model.generator = dict(
             # At t = 499 the step to x0 amplifies the prediction's error 2 times, not 15.
             timestep=499,
-            unet=local
+            unet=plain
             | dict(
                 widths=(48, 80, 112, 112),
                 layers=1,
@@ -93,16 +123,22 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
             ),
         )
         # Begins at about 1 bpp, where y says much, and is then pressed down.
-        c.y_gain, c.rate.weight, c.rate.ramp = 6.0, 1.0, 900
+        c.y_gain, c.rate.weight, c.rate.ramp = 6.0, 0.4, 900
         # With no teacher to learn meaning from, the tokens collapse to two within a hundred steps.
-        c.whiteness = 0.3
+        c.whiteness = 0.5
         # From scratch: what the VAE's decoder expects is told to the generator directly as well.
-        c.latent = 0.1
+        c.latent = 0.3
+        # For crops of 192 pixels, which are 6×6 of the teacher's tokens; 8 is for 256 pixels.
+        c.distillation.head = dict(width=128, pairs=1, heads=4, window=6)
+        c.dtype = "float32"
         c.lpips = dict(net="alex", pool="max")
-        c.l1 = 4.0  # before there is a picture, LPIPS alone is content with its textures
+        # Before there is a picture, LPIPS alone is content with its textures; nor does it mind a
+        # shift of colour that an eye sees at once.
+        c.l1, c.coarse = 6.0, 4.0
         c.ema = 0.998
         c.lr, c.schedule, c.final_lr, c.warmup, c.clip = 6e-4, "cosine", 0.03, 50, 1.0
         c.data.crop, c.data.crops_per_image, c.data.threads, c.data.cache_gib = 192, 1, 1, 6.0
+        c.data.scale, c.data.views, c.data.source_crop = (0.5, 1.0), (), 0
         # One low-diversity source weighs less; the photograph in examples/ is not trained on.
         c.data.keep = {"clothing-*": 0.25, "endless-sky-0166*": 0}
         c.log_every, c.checkpoint_every, c.panel_images = 10, 250, 6

@@ -16,11 +16,14 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         seed=0,
         steps=200_000,
         batch_size=32,  # images a step, over all devices
+        accumulate=1,  # parts that a step takes its batch in, for less memory
         trainable=r"vae/",
         model=dict(vae=dict()),  # what is left out has the released size
+        dtype="bfloat16",  # of convolutions and products; weights are float32
+        remat="",  # what is recomputed in the backward pass, for less memory: docs/training.md
         l1=1.0,
         kl=1e-6,
-        lpips=dict(net="vgg", pool="avg"),
+        lpips=dict(net="vgg", pool="avg", dtype="bfloat16"),
         ema=0.999,
         lr=1e-4,
         schedule="constant",
@@ -40,13 +43,18 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
             threads=8,
             workers=0,
             cache_gib=0.0,
+            captions="",  # this stage reads none
         ),
         log_every=50,
         checkpoint_every=5_000,
+        keep_last=2,  # checkpoints; and the best one by `best`, a metric of the validation images
+        best="lpips",  # lower is better; "-psnr" where higher is; "" keeps the last ones only
+        validation_batches=4,
+        tensorboard=False,
         panel_images=8,
     )
     if size == "tiny":
-        c.steps = 250
+        c.steps = 600
         c.batch_size = 16
         c.model.vae = dict(
             widths=(16, 32, 48),
@@ -54,12 +62,14 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
             latent_channels=16,
             window=None,  # no attention
             patch=2,  # the first and last convolution work at half the resolution
-            norm_groups=1,
-            norm_local=True,  # statistics of one position: the network sees as far as its kernels
+            thumbnail=True,  # colours and brightness are there from the first step
+            norm_groups=0,  # no norms: see layers.GroupNorm
         )
+        c.dtype = "float32"
         c.lpips = dict(net="alex", pool="max")
+        c.l1 = 2.0
         c.ema = 0.99
-        c.lr, c.schedule, c.final_lr, c.warmup = 2e-3, "cosine", 0.05, 50
+        c.lr, c.schedule, c.final_lr, c.warmup = 1.5e-3, "cosine", 0.05, 50
         c.data.crop, c.data.crops_per_image, c.data.threads, c.data.cache_gib = 128, 4, 1, 6.0
         # One low-diversity source weighs less; the photograph in examples/ is not trained on.
         c.data.keep = {"clothing-*": 0.25, "endless-sky-0166*": 0}

@@ -2,6 +2,9 @@
 
 The same command again continues where the run stopped. Any value of the configuration can be
 changed: --config.steps=1000 --config.data.root=photos/
+
+Started by SLURM or on every host of a TPU slice, it finds the other processes by itself; elsewhere,
+name them: --coordinator=HOST:PORT --processes=N --process=I
 """
 
 import sys
@@ -10,6 +13,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from onedc_jax.compilation import enable_compilation_cache
+from onedc_jax.distributed import initialize
 from onedc_jax.errors import OneDCError
 from onedc_jax.training.loop import train
 
@@ -17,6 +21,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run: checkpoints, metrics, pictures."
 )
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, of several.")
+_PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes the job has.")
+_PROCESS = flags.DEFINE_integer("process", -1, "The number of this process, from 0.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -26,8 +33,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every rename
     enable_compilation_cache()
     try:
+        initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         train(_CONFIG.value, _WORKDIR.value)
-    except (OneDCError, FloatingPointError) as error:
+    except OneDCError as error:
         sys.exit(_fail(error))
 
 

@@ -1,31 +1,41 @@
-"""What a run leaves to read: numbers, one JSON object a line, and panels of images."""
+"""What a run leaves to read: numbers, one JSON object a line, and panels of images.
+
+TensorBoard has the same where it is asked for.
+"""
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image
 
+from onedc_jax.errors import OneDCError
+
 
 class JsonLines:
     """Appends one JSON object a line to `path`, each on disk at once. Only process 0 writes.
 
-    A line that a crash left half written is dropped when the file is opened again. Arrays become
-    numbers or lists; what is not finite, which JSON lacks, becomes "nan", "inf" or "-inf".
+    A line that a crash left half written is dropped when the file is opened again, and so is each
+    of which `keep(fields)` is false. Arrays become numbers or lists; what is not finite, which JSON
+    lacks, becomes "nan", "inf" or "-inf".
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, keep: Callable[[dict], bool] = lambda fields: True):
         self._file = None
         if jax.process_index() == 0:
             path = Path(path)
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+b")
-            self._file.seek(0)
-            whole = self._file.read().rfind(b"\n") + 1
-            self._file.truncate(whole)
+            before = path.read_bytes() if path.exists() else b""
+            whole = before[: before.rfind(b"\n") + 1].splitlines(keepends=True)
+            kept = b"".join(line for line in whole if keep(json.loads(line)))
+            if kept != before:
+                scratch = path.with_name(path.name + ".new")
+                scratch.write_bytes(kept)
+                scratch.replace(path)
+            self._file = path.open("ab")
 
     def write(self, **fields) -> None:
         """Writes one line, e.g. write(step=10, loss=loss). Fetches what is still on a device."""
@@ -43,6 +53,40 @@ class JsonLines:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+class TensorBoard:
+    """Event files for TensorBoard in `folder`; process 0 only. Needs `tensorboardX`.
+
+    Raises OneDCError where that is not installed.
+    """
+
+    def __init__(self, folder: str | Path):
+        self._writer = None
+        if jax.process_index() == 0:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise OneDCError(
+                    "--config.tensorboard needs tensorboardX: pip install 'onedc-jax[train]'"
+                ) from error
+            self._writer = SummaryWriter(str(folder))
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        if self._writer:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Batches of images by name, uint8 [B, H, W, 3]."""
+        if self._writer:
+            for name, batch in images.items():
+                self._writer.add_images(name, batch, step, dataformats="NHWC")
+            self._writer.flush()
+
+    def close(self) -> None:
+        if self._writer:
+            self._writer.close()
 
 
 def _plain(value):

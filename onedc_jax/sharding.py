@@ -8,14 +8,15 @@ from jax.sharding import PartitionSpec as P
 from onedc_jax.errors import OneDCError
 
 AXES = ("data", "fsdp")
+_BAND = 64  # a band of an image that devices share has whole blocks of so many rows
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
     """A mesh data × fsdp over all devices; `data=-1` takes what is left over.
 
     Raises OneDCError if the two do not fit the number of devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     shape = (data if data > 0 else len(devices) // max(fsdp, 1), fsdp)
     if min(shape) < 1 or np.prod(shape) != len(devices):
         raise OneDCError(f"mesh data={data} × fsdp={fsdp} does not fit {len(devices)} devices")
@@ -26,9 +27,24 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over every device."""
-    return NamedSharding(mesh, P(AXES))
+def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Where the parts of an array of a batch go: images [B, H, W, C], captions [B, N].
+
+    The first axis is cut over all devices. A batch of fewer images than devices (large crops) is
+    cut over `data`, and each image into bands of rows over `fsdp`. Raises OneDCError where neither
+    divides.
+    """
+    data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
+    if shape[0] % (data * fsdp) == 0:
+        return NamedSharding(mesh, P(AXES))
+    if shape[0] % data == 0 and len(shape) == 4 and shape[1] % (fsdp * _BAND) == 0:
+        return NamedSharding(mesh, P("data", "fsdp"))
+    if shape[0] % data == 0 and len(shape) < 4:
+        return NamedSharding(mesh, P("data"))
+    raise OneDCError(
+        f"a batch of {shape[0]} images does not divide over a mesh of {data} × {fsdp} devices; "
+        "choose another config.batch_size or config.mesh"
+    )
 
 
 def shard_by_shape(mesh: Mesh, tree, min_size: int = 2**16):

@@ -15,13 +15,16 @@ ROOMS = {
     "onedc_jax.errors": [],
     # leaves: of ours, only errors (and what reads an image)
     "onedc_jax.images": ["errors"],
-    "onedc_jax.data": ["errors", "images", "folders"],
+    "onedc_jax.data": [],
+    "onedc_jax.data.*": ["errors", "images", "folders", "data.*"],
     "onedc_jax.log": ["errors"],
     "onedc_jax.metrics": ["errors"],
     "onedc_jax.sharding": ["errors"],
     "onedc_jax.compilation": ["errors"],
     "onedc_jax.folders": ["errors"],
     "onedc_jax.weights": ["errors"],
+    "onedc_jax.captions": ["errors"],
+    "onedc_jax.distributed": ["errors"],
     # what the network is
     "onedc_jax.models.layers": [],
     "onedc_jax.models.onedc": ["errors", "models.*"],
@@ -29,14 +32,18 @@ ROOMS = {
     # models on disk
     "onedc_jax.checkpoint": ["errors", "models.*"],
     "onedc_jax.convert": ["errors", "models.*", "weights", "checkpoint"],
+    "onedc_jax.convert_parts": [
+        *("errors", "models.*", "weights", "checkpoint", "convert", "captions"),
+    ],
     # integers and bytes; only the codec knows a network
     "onedc_jax.coding.codec": ["errors", "models.*", "checkpoint", "coding.*"],
     "onedc_jax.coding.*": ["errors", "coding.tables", "coding.entropy", "coding.stream"],
     # how it is learned
     "onedc_jax.training.loop": [
         *("errors", "models.*", "training.*", "checkpoint", "weights"),
-        *("data", "log", "metrics", "sharding", "compilation"),
+        *("captions", "data", "distributed", "log", "sharding"),
     ],
+    "onedc_jax.training.programs": ["errors", "training.state", "sharding"],
     "onedc_jax.training.*": ["errors", "models.*", "training.*", "checkpoint", "weights"],
     # what people use
     "onedc_jax.evaluate": [
@@ -54,8 +61,13 @@ LIGHT = {
     "onedc_jax.folders": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.errors": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.compilation": ("jax", "flax"),
+    "onedc_jax.captions": ("jax", "flax", "orbax", "tokenizers"),
     "onedc_jax.transcode": ("jax", "flax", "orbax"),
     "onedc_jax.images": ("jax", "flax", "orbax"),
+    "onedc_jax.data": ("jax", "flax", "grain", "numpy", "PIL", "orbax"),
+    "onedc_jax.data.sources": ("jax", "flax", "grain", "pyarrow", "tensorflow_datasets"),
+    "onedc_jax.data.tables": ("jax", "flax", "grain", "pyarrow", "tensorflow_datasets"),
+    "onedc_jax.data.tfds": ("jax", "flax", "grain", "pyarrow", "tensorflow_datasets"),
     "onedc_jax.coding.tables": ("jax", "flax", "orbax"),
     "onedc_jax.coding.entropy": ("jax", "flax", "orbax"),
     "onedc_jax.coding.stream": ("jax", "flax", "orbax"),

@@ -39,6 +39,7 @@ def recipe(name: str, **changes):
     config.data.crop, config.data.keep = 64, {}
     config.batch_size, config.data.crops_per_image, config.panel_images = 2, 1, 1
     config.steps, config.checkpoint_every, config.log_every, config.warmup = 4, 2, 1, 1
+    config.validation_batches, config.best = 0, ""  # programs that only one test needs
     config.update_from_flattened_dict(changes)
     return config
 

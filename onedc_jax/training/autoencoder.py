@@ -13,6 +13,7 @@ from onedc_jax.training.state import (
     gradient_update,
     init_state,
     make_optimizer,
+    measured,
     merge,
     partition,
 )
@@ -21,7 +22,7 @@ from onedc_jax.training.state import (
 def make(config) -> Stage:
     """The stage of a configuration such as configs/vae.py's."""
     settings = config.model.vae.to_dict()
-    model = VAE(**settings)
+    model = VAE(**settings | dict(dtype=config.dtype, remat=config.remat))
     optimizer = make_optimizer(config)
 
     def init() -> tuple[TrainState, dict]:
@@ -29,8 +30,10 @@ def make(config) -> Stage:
         key = jax.random.key(0)
         params = {"vae": jax.eval_shape(model.init, key, image, key)["params"]}
         params = random_params(params, config.seed)
+        # The posterior begins narrow: noise as large as the latents would drown the image for long.
+        params["vae"]["quant_conv"]["bias"][settings.get("latent_channels", 4) :] = -6.0
         trainable, frozen = partition(params, config.trainable)
-        return init_state(trainable, optimizer), dict(
+        return init_state(trainable, optimizer, config.ema), dict(
             model=frozen, lpips=load_lpips(config.lpips.net)
         )
 
@@ -53,12 +56,12 @@ def make(config) -> Stage:
 
     def panel(state, frozen, batch):
         image = losses.from_uint8(batch["image"])
-        params = {"params": merge(state.ema, frozen["model"])["vae"]}
+        params = {"params": merge(state.averaged, frozen["model"])["vae"]}
         latent = model.apply(params, image, method=VAE.encode).mean
         return dict(original=image, decoded=model.apply(params, latent, method=VAE.decode))
 
     def export(state, frozen):
-        return merge(state.ema, frozen["model"])
+        return merge(state.averaged, frozen["model"])
 
-    update = gradient_update(loss, optimizer, config.ema)
-    return Stage(init, update, panel, export, {"vae": settings})
+    update = gradient_update(loss, optimizer, config.ema, config.accumulate)
+    return Stage(init, dict(model=update), panel, export, {"vae": settings}, measure=measured(loss))

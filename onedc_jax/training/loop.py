@@ -1,146 +1,223 @@
 """The training loop of every stage: mesh, data, steps, checkpoints, metrics, pictures.
 
 The state at step k and the data of step k depend on (configuration, k) alone, so a run that was
-killed continues as if nothing had happened when the same command is given again.
+killed continues as if nothing had happened when the same command is given again, on as many
+devices and processes as there are then.
 """
 
-import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 from tqdm import tqdm
 
-from onedc_jax.checkpoint import save_model
-from onedc_jax.data import ImageFolder, batches
+from onedc_jax.captions import load_tokenizer
+from onedc_jax.data import batches, make_views, open_source
+from onedc_jax.distributed import Preemption
 from onedc_jax.errors import OneDCError
-from onedc_jax.log import JsonLines, save_panel
-from onedc_jax.sharding import batch_sharding, make_mesh, replicated, shard_by_shape
-from onedc_jax.training import autoencoder, stage1
+from onedc_jax.log import JsonLines, TensorBoard, save_panel
+from onedc_jax.sharding import batch_sharding, make_mesh, replicated
+from onedc_jax.training import autoencoder, saving, stage1, stage2, teacher, tokenizer
+from onedc_jax.training.programs import Meter, Programs, place
 from onedc_jax.training.state import Stage
 
-STAGES = {"vae": autoencoder.make, "stage1": stage1.make}
+STAGES = {
+    "vae": autoencoder.make,
+    "tokenizer": tokenizer.make,
+    "teacher": teacher.make,
+    "stage1": stage1.make,
+    "stage2": stage2.make,
+}
 
 
 def train(config, workdir: str | Path) -> None:
     """Trains `config.stage` for `config.steps` steps in `workdir`, or continues there.
 
     Leaves config.json, metrics.jsonl, panels/, checkpoints/ and, at every checkpoint, model/: a
-    model directory with the averaged weights. Raises OneDCError before anything is compiled where
-    the configuration, the data or the workdir do not fit; FloatingPointError with the step where
-    the loss is no longer finite.
+    model directory with the averaged weights. On SIGTERM it saves and returns. Raises OneDCError
+    before anything is compiled where the configuration, the data or the workdir do not fit; and,
+    after saving a diagnosis, with the step and the tensors where a number is no longer finite.
     """
-    from orbax.checkpoint import v1 as ocp
-
     if config.stage not in STAGES:
         raise OneDCError(f"stage={config.stage!r}: expected one of {', '.join(STAGES)}")
+    if "://" in str(workdir):
+        raise OneDCError(f"{workdir}: mount it, and name a folder that all processes see")
     workdir = Path(workdir).absolute()
     mesh = make_mesh(**config.mesh)
-    source = ImageFolder(
-        config.data.root, keep=config.data.keep.to_dict(), cache_gib=config.data.cache_gib
-    )
-    validation = ImageFolder(config.data.validation)
+    data, validation = (_source(config.data, root) for root in ("root", "validation"))
     stage = STAGES[config.stage](config)
-    fixed = next(_batches(config.data, validation, 0, 0, config.panel_images))
-    state, frozen = stage.init()
-    _claim(workdir, config)
-    shardings, frozen_shardings = shard_by_shape(mesh, state), shard_by_shape(mesh, frozen)
-    state, frozen = jax.device_put((state, frozen), (shardings, frozen_shardings))
-    batch = batch_sharding(mesh)
-    update = jax.jit(
-        stage.update,
-        in_shardings=(shardings, frozen_shardings, batch, replicated(mesh)),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
-    panel = jax.jit(stage.panel)
-
-    policies = ocp.training.save_decision_policies, ocp.training.preservation_policies
-    with ocp.training.Checkpointer(
-        workdir / "checkpoints",
-        save_decision_policy=policies[0].FixedIntervalPolicy(config.checkpoint_every),
-        preservation_policy=policies[1].LatestN(2),
-    ) as checkpointer:
+    _check_batches(config, mesh)
+    # On the host: what the devices hold together may be too much for the first of them.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        state, frozen = jax.device_get(stage.init())
+    saving.claim(workdir, config)
+    progress = tqdm(total=config.steps, unit="step", disable=jax.process_index() > 0)
+    programs = Programs(stage, mesh, state, frozen, say=progress.write)
+    with (
+        Preemption() as preemption,
+        saving.open_checkpoints(
+            workdir, every=config.checkpoint_every, keep=config.keep_last, best=config.best
+        ) as checkpointer,
+    ):
         if checkpointer.latest is not None:
-            state = checkpointer.load(None, _abstract(state, shardings))
+            state = saving.restore(checkpointer, state, programs.state_shardings)
+        else:
+            state = jax.device_put(state, programs.state_shardings)
+        frozen = jax.device_put(frozen, programs.frozen_shardings)
         start = int(state.step)
-        data = _batches(config.data, source, config.seed, start, config.batch_size)
-        log = JsonLines(workdir / "metrics.jsonl")
-        progress = tqdm(initial=start, total=config.steps, unit="step", dynamic_ncols=True)
-        pending = None
+        progress.update(start)
+        run = _Run(config, workdir, stage, mesh, programs, progress, start)
+        examine = _Examination(config, stage, mesh, validation)
+        stream = _batches(config, data, config.batch_size, start=start, **shown(config))
         for step in range(start, config.steps):
-            local = jax.make_array_from_process_local_data(batch, next(data)["image"])
-            key = jax.random.fold_in(jax.random.key(config.seed), step)
-            state, metrics = update(state, frozen, dict(image=local), key)
-            # A step's metrics are fetched after the next is dispatched: the device never waits.
-            if pending and step % config.log_every == 0:
-                _write(log, progress, *pending)
-            pending = (step + 1, metrics)
-            progress.update()
-            done = step + 1
-            if checkpointer.save_async(done, state, force=done == config.steps):
-                _check_finite(*pending)
-                _export(workdir, stage, state, frozen)
-                _save_images(workdir, done, panel(state, frozen, fixed))
-        if pending:
-            _write(log, progress, *pending)
-        progress.close()
+            batch = place(mesh, next(stream))
+            state = run.step(step, state, frozen, batch)
+            done, stop = step + 1, preemption.reached(step)
+            last = stop or done == config.steps
+            if last or done % config.checkpoint_every == 0:
+                run.check(state)
+                measured = examine.measure(state, frozen)
+                checkpointer.save_async(done, state, force=last, metrics=measured or None)
+                saving.export(workdir, stage, state, frozen)
+                run.report(done, measured, examine.panel(state, frozen))
+            if stop:
+                progress.write(f"asked to stop: step {done} is saved, the same command goes on")
+                break
+        run.close()
 
 
-def _claim(workdir: Path, config) -> None:
-    """Writes the configuration into a new workdir; refuses one that another configuration made."""
-    path, text = workdir / "config.json", config.to_json_best_effort(indent=2)
-    if path.exists():
-        before, now = json.loads(path.read_text()), json.loads(text)
-        # A longer or more talkative run continues a shorter one; another model or stage does not.
-        for key in ("stage", "model", "trainable", "seed", "batch_size"):
-            if before.get(key) != now.get(key):
-                raise OneDCError(
-                    f"{workdir}: holds a run with another {key}; choose another --workdir"
-                )
-    workdir.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+class _Run:
+    """The steps of a run, and what they leave to read."""
+
+    def __init__(self, config, workdir: Path, stage: Stage, mesh, programs, progress, start: int):
+        self._config, self._workdir, self._stage, self._mesh = config, workdir, stage, mesh
+        self._programs, self._progress, self._meter = programs, progress, Meter()
+        # A run that was killed may have told of steps after its last checkpoint: they come again.
+        self._log = JsonLines(workdir / "metrics.jsonl", keep=lambda line: line["step"] <= start)
+        self._board = TensorBoard(workdir / "tensorboard") if config.tensorboard else None
+        self._pending = []  # (step, name of the update, its metrics), still on the device
+        self._latest = {}  # the last known metrics of each update
+
+    def step(self, step: int, state, frozen, batch: dict):
+        """Runs the updates that are due and returns the new state."""
+        key = jax.random.fold_in(jax.random.key(self._config.seed), step)
+        due = [name for name in self._stage.updates if self._stage.due(step, name)]
+        pending, work = [], 0.0
+        for index, name in enumerate(due):
+            args = state, frozen, batch, jax.random.fold_in(key, index)
+            state, metrics = self._programs.update(name, *args)
+            pending.append((step + 1, name, metrics))
+            work += self._programs.flops(name, batch)
+        # A step's metrics are fetched after the next is dispatched: the device never waits.
+        self.check(state)
+        self._pending = pending
+        self._meter.step(batch["image"].shape[0], work)
+        self._progress.update()
+        return state
+
+    def check(self, state) -> None:
+        """Fetches the metrics of the last step; OneDCError where they are not finite."""
+        for step, name, metrics in self._pending:
+            metrics = jax.device_get(metrics)
+            saving.check_finite(self._workdir, step, name, metrics, state)
+            self._latest[name] = {k: float(v) for k, v in metrics.items() if k != "finite"}
+            if step % self._config.log_every == 0 and name == self._pending[-1][1]:
+                self._write(step)
+        self._pending = []
+
+    def _write(self, step: int) -> None:
+        values = {k: v for metrics in self._latest.values() for k, v in metrics.items()}
+        self._log.write(step=step, time=round(time.time(), 1), **values, **self._meter.read())
+        if self._board:
+            self._board.scalars(step, values)
+        self._progress.set_postfix({k: f"{v:.4g}" for k, v in values.items()}, refresh=False)
+
+    def report(self, step: int, measured: dict, images: dict) -> None:
+        """Writes what was measured on validation images, and a panel of pictures."""
+        if measured:
+            self._log.write(step=step, **{f"validation_{k}": v for k, v in measured.items()})
+        columns = [_to_uint8(x) for _, x in _original_first(images)]
+        save_panel(self._workdir / "panels" / f"{step:07d}.png", list(zip(*columns, strict=True)))
+        if self._board:
+            self._board.scalars(step, {f"validation/{k}": v for k, v in measured.items()})
+            self._board.images(step, {k: _to_uint8(x) for k, x in images.items()})
+
+    def close(self) -> None:
+        self._log.close()
+        if self._board:
+            self._board.close()
+        self._progress.close()
 
 
-def _batches(data, source: ImageFolder, seed: int, start: int, batch_size: int):
+class _Examination:
+    """What is looked at on validation images, the same ones each time."""
+
+    def __init__(self, config, stage: Stage, mesh, source):
+        whole = replicated(mesh)
+        self._panel = jax.jit(stage.panel, out_shardings=whole)
+        self._measure = jax.jit(stage.measure, out_shardings=whole)
+        # Every process holds all of the pictures: they need not divide among the devices.
+        few = next(_batches(config, source, config.panel_images, shard=(0, 1), **_plain(config)))
+        self._few = jax.device_put(few, whole)
+        stream = _batches(config, source, config.batch_size, **_plain(config))
+        self._many = [place(mesh, next(stream)) for _ in range(config.validation_batches)]
+
+    def panel(self, state, frozen) -> dict[str, np.ndarray]:
+        return jax.device_get(self._panel(state, frozen, self._few))
+
+    def measure(self, state, frozen) -> dict[str, float]:
+        """The means of the stage's metrics over the validation batches; {} if there are none."""
+        keys = jax.random.split(jax.random.key(0), max(len(self._many), 1))
+        pairs = zip(self._many, keys, strict=False)
+        found = jax.device_get([self._measure(state, frozen, batch, k) for batch, k in pairs])
+        return {k: float(np.mean([m[k] for m in found])) for k in (found[0] if found else ())}
+
+
+def _source(data, root: str):
+    return open_source(data[root], keep=data.keep.to_dict(), cache_gib=data.cache_gib)
+
+
+def _check_batches(config, mesh) -> None:
+    """Raises OneDCError where a batch does not divide among devices, processes or parts."""
+    for view in make_views(**shown(config)):
+        count = round(config.batch_size * view.batch)
+        batch_sharding(mesh, (count, view.size, view.size, 3))
+        if count % config.accumulate:
+            raise OneDCError(
+                f"a batch of {count} images does not divide into {config.accumulate} parts "
+                "(config.accumulate)"
+            )
+
+
+def _batches(config, source, batch_size: int, **options) -> Iterator[dict]:
+    data = config.data
     return batches(
         source,
-        seed=seed,
+        seed=config.seed,
         batch_size=batch_size,
-        crop=data.crop,
-        scale=tuple(data.scale),
-        start=start,
-        crops_per_image=data.crops_per_image,
+        tokenize=load_tokenizer(data.captions) if data.captions else None,
         threads=data.threads,
         workers=data.workers,
+        **options,
     )
 
 
-def _abstract(tree, shardings):
-    leaf = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(leaf, tree, shardings)
+def _plain(config) -> dict:
+    """What is shown of a validation image: one shape, whatever the mixture of training."""
+    return dict(crop=config.data.crop, scale=tuple(config.data.scale), flip=False)
 
 
-def _write(log: JsonLines, progress: tqdm, step: int, metrics: dict) -> None:
-    values = {k: float(v) for k, v in metrics.items()}
-    _check_finite(step, values)
-    log.write(step=step, time=round(time.time(), 1), **values)
-    progress.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
+def shown(config) -> dict:
+    """What is shown of a training image."""
+    keys = ("crop", "scale", "crops_per_image", "views", "source_crop")
+    return {key: config.data[key] for key in keys if key in config.data}
 
 
-def _check_finite(step: int, metrics: dict) -> None:
-    bad = [k for k, v in metrics.items() if not np.isfinite(v)]
-    if bad:
-        raise FloatingPointError(f"step {step}: {', '.join(bad)} not finite")
+def _original_first(images: dict) -> list:
+    return sorted(images.items(), key=lambda item: item[0] != "original")
 
 
-def _export(workdir: Path, stage: Stage, state, frozen) -> None:
-    save_model(workdir / "model", stage.model, stage.export(state, frozen), overwrite=True)
-
-
-def _save_images(workdir: Path, step: int, images: dict) -> None:
-    """One row for each image, one column for each kind, the original first."""
-    images = sorted(images.items(), key=lambda item: item[0] != "original")
-    columns = [np.asarray((x + 1) * 127.5).clip(0, 255).round().astype(np.uint8) for _, x in images]
-    save_panel(workdir / "panels" / f"{step:07d}.png", list(zip(*columns, strict=True)))
+def _to_uint8(images) -> np.ndarray:
+    return np.asarray((images + 1) * 127.5).clip(0, 255).round().astype(np.uint8)

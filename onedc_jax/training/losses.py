@@ -21,6 +21,12 @@ def l1(a: Array, b: Array) -> Array:
     return jnp.abs(to_unit(a) - to_unit(b)).mean()
 
 
+def pooled(image: Array, size: int) -> Array:
+    """Means over `size` x `size` pixels; H and W are multiples of it."""
+    b, h, w, c = image.shape
+    return image.reshape(b, h // size, size, w // size, size, c).mean((2, 4))
+
+
 def psnr(a: Array, b: Array) -> Array:
     """Peak signal to noise ratio in dB, the mean over images of what each has after clipping."""
     mse = jnp.square(to_unit(jnp.clip(a, -1, 1)) - to_unit(b)).mean((1, 2, 3))
@@ -57,6 +63,26 @@ def whiteness(z: Array) -> Array:
     unit = (z - mean) / std
     correlation = unit.T @ unit / z.shape[0] - jnp.eye(z.shape[1])
     return jnp.square(mean).mean() + jnp.square(std - 1).mean() + jnp.square(correlation).mean()
+
+
+def entropy(p: Array) -> Array:
+    """Entropy in nats over the last axis of probabilities, float [..., K] -> [...]."""
+    return -(p * jnp.log(jnp.maximum(p, 1e-20))).sum(-1)
+
+
+def disuse(hidden: Array, codebook: Array, temperature: float) -> Array:
+    """How far a batch is from using all codes alike, each position surely; 0 is best, log K worst.
+
+    hidden [N, D] takes each of the codes [K, D] with probability softmax(−distance / temperature):
+    their mean entropy less the entropy of their mean, from the latter's maximum. A code that
+    nothing is near is drawn to where others are crowded, which the distance to the nearest code
+    alone never does. Distances are squared and divided by √D, to differ alike whatever D is.
+    """
+    norms = jnp.square(codebook).sum(-1)[None]
+    products = jnp.einsum("nd,kd->nk", hidden, codebook)
+    scale = temperature * hidden.shape[-1] ** 0.5
+    p = jax.nn.softmax((2 * products - norms) / scale)
+    return jnp.log(codebook.shape[0]) + entropy(p).mean() - entropy(p.mean(0))
 
 
 def ramp(step: Array, value: float, steps: int, start: float = 1e-4) -> Array:

@@ -4,41 +4,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onedc_jax.checkpoint import load_model, resolve
-from onedc_jax.errors import ModelError
+from onedc_jax.errors import OneDCError
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.onedc import OneDC, build, param_shapes
 from onedc_jax.models.prior import training_bits
 from onedc_jax.models.quantize import CODEBOOK_SIZE
-from onedc_jax.training import losses
+from onedc_jax.training import distillation, losses
+from onedc_jax.training.sources import adapted_unet, replaced
 from onedc_jax.training.state import (
     Stage,
     TrainState,
     gradient_update,
     init_state,
     make_optimizer,
+    measured,
     merge,
     partition,
 )
+
+_PARTS = ("vae", "codec", "generator")
 
 
 def make(config) -> Stage:
     """The stage of a configuration such as configs/stage1.py's."""
     settings = config.model.to_dict()
-    model = build(settings)
+    computed = dict(dtype=config.dtype, remat=config.remat)
+    model = build(settings | {part: settings[part] | computed for part in _PARTS})
+    semantics = distillation.load(config)
     optimizer = make_optimizer(config)
 
     def init() -> tuple[TrainState, dict]:
         params = initial_params(model, config.seed, config.init, config.y_gain)
         trainable, frozen = partition(params, config.trainable)
-        return init_state(trainable, optimizer), dict(
-            model=frozen, lpips=load_lpips(config.lpips.net)
-        )
+        frozen = dict(model=frozen, lpips=load_lpips(config.lpips.net))
+        if semantics:
+            trainable["head"] = semantics.init_head(model.codec.semantic, config.seed)
+            frozen["tokenizer"] = semantics.params
+        return init_state(trainable, optimizer, config.ema), frozen
+
+    def whole(trainable, frozen) -> tuple[dict, dict | None]:
+        """The parameters of the model, and those of the student's head, which is no part of it."""
+        trainable = dict(trainable)
+        head = trainable.pop("head", None)
+        return merge(trainable, frozen["model"]), head
 
     def loss(params, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
-        out = model.apply({"params": merge(params, frozen["model"])}, image)
+        params, head = whole(params, frozen)
+        out = model.apply({"params": params}, image)
         decoded = out["decoded"]
         noise_key, shift_key = jax.random.split(key)
         noise = jax.random.uniform(noise_key, out["residual"].shape, minval=-0.5, maxval=0.5)
@@ -51,52 +65,54 @@ def make(config) -> Stage:
             l1=losses.l1(decoded, image),
             lpips=distance,
             bpp=bpp,
+            coarse=losses.l1(*(losses.pooled(x, 16) for x in (decoded, image))),
             latent=jnp.square(out["x0"] - out["latent"]).mean(),
-            whiteness=losses.whiteness(out["z"]),
+            whiteness=losses.whiteness(out["z"].astype(jnp.float32)),
         )
         total = config.l1 * terms["l1"] + terms["lpips"] + weight * bpp
-        total += config.latent * terms["latent"] + config.whiteness * terms["whiteness"]
+        for name in ("coarse", "latent", "whiteness"):
+            total += config[name] * terms[name]
+        if semantics:
+            terms |= semantics(head, frozen["tokenizer"], image, out["tokens"])
+            meaning = terms["ce"] + config.distillation.mse * terms["semantic_mse"]
+            total += config.distillation.weight * meaning
         return total, terms | dict(
             loss=total, psnr=losses.psnr(decoded, image), tokens_used=_tokens_used(out["z_indices"])
         )
 
     def panel(state, frozen, batch):
         image = losses.from_uint8(batch["image"])
-        params = {"params": merge(state.ema, frozen["model"])}
-        return dict(original=image, decoded=model.apply(params, image)["image"])
+        params, _ = whole(state.averaged, frozen)
+        return dict(original=image, decoded=model.apply({"params": params}, image)["image"])
 
     def export(state, frozen):
-        return merge(state.ema, frozen["model"])
+        return whole(state.averaged, frozen)[0]
 
-    update = gradient_update(loss, optimizer, config.ema)
-    return Stage(init, update, panel, export, settings)
+    update = gradient_update(loss, optimizer, config.ema, config.accumulate)
+    return Stage(init, dict(model=update), panel, export, settings, measure=measured(loss))
 
 
 def initial_params(model: OneDC, seed: int, sources, y_gain: float = 1.0) -> dict:
-    """Random parameters, replaced subtree by subtree by those of model directories.
+    """Random parameters, replaced subtree by subtree by those of model folders.
 
     A random codec's y is `y_gain` times as large as its kernels make it: below the rounding step it
     would say nothing, and the decoder would learn not to listen.
 
-    `sources` maps "vae", "codec" or "generator" to a path or None. Raises ModelError where a source
-    lacks the subtree or has other shapes.
+    `sources` maps "vae", "codec", "generator" and "unet" to a path or "": the last is a diffusion
+    U-Net that a generator begins as, see `sources.adapted_unet`. "reshaped" is as in
+    `sources.replaced`. Raises ModelError where a folder does not fit, and OneDCError where there is
+    both a generator and a U-Net to begin with.
     """
     params = random_params(param_shapes(model), seed)
     last = params["codec"]["analysis"]["trans_coding_4"]
     for name in {"dw_out", "dw_shortcut"} & last.keys():  # no shortcut where the widths agree
         last[name]["kernel"] *= np.float32(y_gain)
-    for part, path in sources.items():
-        if not path:
-            continue
-        _, loaded = load_model(resolve(path))
-        if part not in loaded:
-            raise ModelError(f"{path}: holds no {part!r}, only {', '.join(sorted(loaded))}")
-        shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-        if shapes(loaded[part]) != shapes(params[part]):
-            raise ModelError(
-                f"{path}: its {part!r} has other layers or widths than config.model.{part}"
-            )
-        params[part] = loaded[part]
+    if sources["unet"] and sources["generator"]:
+        raise OneDCError("init.unet and init.generator: the generator can begin as one of them")
+    params["generator"]["unet"] = adapted_unet(params["generator"]["unet"], sources["unet"])
+    for part in _PARTS:
+        reshaped = sources["reshaped"]
+        params[part] = replaced(params[part], part, sources[part], reshaped=reshaped)
     return params
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -21,22 +22,34 @@ class TrainState(struct.PyTreeNode):
     step: Array  # int32 []
     params: Tree
     opt_state: Tree
-    ema: Tree
+    ema: Tree  # None where nothing is averaged
+
+    @property
+    def averaged(self) -> Tree:
+        """The parameters to look at and to keep: the moving average, if there is one."""
+        return self.params if self.ema is None else self.ema
 
 
 class Stage(NamedTuple):
     """What the loop knows of a training stage.
 
-    `init() -> (state, frozen)`; `update(state, frozen, batch, key) -> (state, metrics)`, pure and
-    jittable; `panel(state, frozen, batch) -> {name: image [B, H, W, 3] in [-1, 1]}`, to look at;
-    `export(state, frozen) -> params` and `model` (its configuration) make the model directory.
+    `init() -> (state, frozen)`. `updates` are by name, in the order in which a step runs them:
+    `update(state, frozen, batch, key) -> (state, metrics)`, pure and jittable; exactly one of those
+    that a step runs advances `state.step`. `due(step, name)`, on the host, says whether a step runs
+    an update. `panel(state, frozen, batch) -> {name: image [B, H, W, 3] in [-1, 1]}`, to look at;
+    `export(state, frozen) -> params` and `model` (its configuration) make the model directory;
+    `measure(state, frozen, batch, key) -> metrics` of images that were not trained on.
+
+    A metric is a scalar, but for "finite": whether each gradient of a trainable parameter is, [N].
     """
 
     init: Callable
-    update: Callable
+    updates: dict[str, Callable]
     panel: Callable
     export: Callable
     model: dict
+    due: Callable = lambda step, name: True
+    measure: Callable = lambda state, frozen, batch, key: {}
 
 
 def paths(tree: Tree) -> list[str]:
@@ -85,28 +98,78 @@ def make_optimizer(config) -> optax.GradientTransformation:
     )
 
 
-def init_state(params: Tree, optimizer: optax.GradientTransformation) -> TrainState:
-    """A state at step 0; `params` are the trainable ones."""
-    params, average = (jax.tree.map(jnp.array, params) for _ in range(2))
+def init_state(
+    params: Tree, optimizer: optax.GradientTransformation, ema: float = 0.0
+) -> TrainState:
+    """A state at step 0; `params` are the trainable ones. Without `ema` nothing is averaged."""
+    params = jax.tree.map(jnp.array, params)
+    average = jax.tree.map(jnp.array, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
 
 def gradient_update(
-    loss: Callable, optimizer: optax.GradientTransformation, ema: float
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    ema: float = 0.0,
+    accumulate: int = 1,
+    advance: int = 1,
 ) -> Callable:
     """The update of a stage with one loss.
 
-    `loss(params, frozen, batch, key, step) -> (scalar, metrics)`, params as in the state. The
-    moving average has decay min(ema, (1 + step) / (10 + step)), so that it forgets the start.
+    `loss(params, frozen, batch, key, step) -> (scalar, metrics)`, params as in the state. The batch
+    is taken in `accumulate` parts, one after the other, whose gradients and metrics are averaged.
+    The moving average has decay min(ema, (1 + step) / (10 + step)), so that it forgets the start.
+    `advance` is 0 for an update that another one of the same step follows.
+
+    Where a gradient or the loss is not finite nothing changes but the step.
     """
+    gradient = jax.grad(loss, has_aux=True)
 
     def update(state: TrainState, frozen: Tree, batch: dict, key: Array):
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params, frozen, batch, key, state.step)
+        average_over = partial(_accumulated, gradient, accumulate)
+        grads, metrics = average_over(state.params, frozen, batch, key, state.step)
+        squares = [jnp.square(g).sum() for g in jax.tree.leaves(grads)]
+        # Behind a barrier: hundreds of sums fused into one kernel take XLA minutes to compile.
+        squares = jnp.stack(jax.lax.optimization_barrier(squares))
+        finite = jnp.isfinite(squares)
+        metrics |= dict(grad_norm=jnp.sqrt(squares.sum()), finite=finite)
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
-        decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-        average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), state.ema, params)
-        metrics = metrics | dict(grad_norm=optax.tree.norm(grads))
-        return TrainState(state.step + 1, params, opt_state, average), metrics
+        average = state.ema
+        if average is not None:
+            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+            average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
+        good = finite.all()
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+        new = keep((params, opt_state, average), (state.params, state.opt_state, state.ema))
+        return TrainState(state.step + advance, *new), metrics
 
     return update
+
+
+def measured(loss: Callable) -> Callable:
+    """A stage's `measure`: the metrics of its loss, with the averaged parameters."""
+
+    def measure(state: TrainState, frozen: Tree, batch: dict, key: Array) -> dict[str, Array]:
+        return loss(state.averaged, frozen, batch, key, state.step)[1]
+
+    return measure
+
+
+def _accumulated(gradient, parts: int, params, frozen, batch: dict, key: Array, step: Array):
+    """Gradients and metrics of `gradient`, averaged over a batch taken in parts."""
+    if parts == 1:
+        return gradient(params, frozen, batch, key, step)
+    # Interleaved: each device cuts what it holds, and nothing moves between them.
+    split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, inputs):
+        part, index = inputs
+        out = gradient(params, frozen, part, jax.random.fold_in(key, index), step)
+        return jax.tree.map(lambda a, b: a + b / parts, total, out), None
+
+    batches = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], batches)
+    shapes = jax.eval_shape(gradient, params, frozen, first, key, step)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    return jax.lax.scan(add, zeros, (batches, jnp.arange(parts)))[0]

@@ -1,0 +1,107 @@
+"""What a run leaves in its workdir: its configuration, checkpoints, the model, a diagnosis."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from orbax.checkpoint import v1 as ocp
+
+from onedc_jax.checkpoint import save_model
+from onedc_jax.errors import OneDCError
+from onedc_jax.training.state import Stage, TrainState, paths
+
+# What may not change between two runs in one workdir. A longer, more talkative or faster run
+# continues a shorter one; another model or stage does not.
+_IDENTITY = ("stage", "model", "trainable", "seed", "batch_size")
+
+
+def claim(workdir: Path, config) -> None:
+    """Writes the configuration into a workdir; OneDCError if it holds the run of another."""
+    path, text = workdir / "config.json", config.to_json_best_effort(indent=2)
+    if path.exists():
+        before, now = json.loads(path.read_text()), json.loads(text)
+        for key in _IDENTITY:
+            if before.get(key) != now.get(key):
+                raise OneDCError(
+                    f"{workdir}: holds a run with another {key}; choose another --workdir"
+                )
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def open_checkpoints(
+    workdir: Path, *, every: int, keep: int, best: str
+) -> ocp.training.Checkpointer:
+    """Orbax's checkpoints of a run: the last `keep`, and the best by the measured metric `best`.
+
+    A metric whose name begins with "-" is better the higher it is; "" keeps the last ones only.
+    Saving is asynchronous and atomic.
+    """
+    decide, preserve = ocp.training.save_decision_policies, ocp.training.preservation_policies
+    policy = preserve.LatestN(keep)
+    if best:
+        name, sign = best.lstrip("-"), -1 if best.startswith("-") else 1
+        # It keeps the last of the ascending order, so the best must have the highest value.
+        value = lambda metrics: -sign * metrics[name]
+        policy = preserve.AnyPreservationPolicy([policy, preserve.BestN(get_metric_fn=value, n=1)])
+    return ocp.training.Checkpointer(
+        workdir / "checkpoints",
+        save_decision_policy=decide.FixedIntervalPolicy(every),
+        preservation_policy=policy,
+    )
+
+
+def restore(checkpointer: ocp.training.Checkpointer, state, shardings):
+    """The latest state, placed as `shardings` say, whatever mesh it was saved from.
+
+    Raises OneDCError where the checkpoint's tree is another one than `state`'s.
+    """
+    leaf = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    abstract = jax.tree.map(leaf, state, shardings)
+    try:
+        return checkpointer.load(None, abstract)
+    except Exception as error:  # Orbax raises many kinds
+        raise OneDCError(
+            f"{checkpointer.directory}: its checkpoint {checkpointer.latest.step} cannot be read "
+            f"as a state of this stage ({type(error).__name__}); choose another --workdir, or "
+            "remove what is damaged"
+        ) from error
+
+
+def export(workdir: Path, stage: Stage, state: TrainState, frozen) -> None:
+    """Writes `workdir`/model, the model folder of a state."""
+    params = stage.export(state, frozen)
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    save_model(workdir / "model", stage.model, params, overwrite=True)
+
+
+def check_finite(workdir: Path, step: int, update: str, metrics: dict, state: TrainState) -> None:
+    """Raises OneDCError, after saving `state`, where a step's numbers were not finite.
+
+    An update that meets a number that is not finite changes nothing, so `state` is the one before.
+    """
+    finite = np.asarray(metrics["finite"])
+    bad = [name for name, value in metrics.items() if name != "finite" and not np.isfinite(value)]
+    if finite.all() and not bad:
+        return
+    names = trained_paths(state, update)
+    tensors = [name for name, good in zip(names, finite, strict=True) if not good]
+    folder = workdir / "diagnosis" / f"{step:07d}"
+    if not folder.exists():
+        ocp.save(folder, state)
+    first = ", ".join(tensors[:3]) + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
+    raise OneDCError(
+        f"step {step}, update of {update}: {', '.join(bad) or 'no metric'} not finite; gradients "
+        f"not finite: {first or 'none'}. The state before it is in {folder}"
+    )
+
+
+def trained_paths(state: TrainState, update: str) -> list[str]:
+    """The paths of what an update trains: one of several players, or all there is."""
+    params = state.params
+    players = isinstance(params, dict) and update in params
+    return paths(params[update] if players else params)

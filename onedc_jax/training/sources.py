@@ -1,0 +1,83 @@
+"""What a training starts from: parts of model folders, such as the "vae" of runs/vae."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from onedc_jax.checkpoint import load_model, resolve
+from onedc_jax.errors import ModelError
+from onedc_jax.training.state import paths
+
+
+def load_part(path: str, part: str) -> tuple[dict, dict]:
+    """A part of a model folder: its fields, with tuples where JSON has lists, and its parameters.
+
+    Raises ModelError if the folder has no such part.
+    """
+    config, params = load_model(resolve(path))
+    if part not in params:
+        raise ModelError(f"{path}: holds no {part!r}, only {', '.join(sorted(params))}")
+    return _tuples(config.get(part, {})), params[part]
+
+
+def replaced(params: dict, part: str, path: str, *, reshaped: bool = False) -> dict:
+    """The parameters of `part` in a model folder, in place of `params`; without a path `params`.
+
+    With `reshaped`, what the folder lacks or has in another shape stays as it is in `params` (a
+    model that is wider in one place continues another); without it, ModelError is raised there.
+    """
+    if not path:
+        return params
+    _, loaded = load_part(path, part)
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    if shapes(loaded) == shapes(params):
+        return loaded
+    if not reshaped:
+        raise ModelError(
+            f"{path}: its {part!r} has other layers or widths than config.model.{part}"
+            " (--config.init.reshaped=True begins these at random)"
+        )
+    known = _by_path(loaded)
+    return _map_paths(
+        lambda name, x: known[name] if jnp.shape(known.get(name)) == x.shape else x, params
+    )
+
+
+def adapted_unet(params: dict, path: str) -> dict:
+    """A diffusion U-Net's parameters, in place of the generator's; without a path `params`.
+
+    The first convolution, which sees features and no latent, and LoRA stay as they are in `params`.
+    Raises ModelError where the folder's "unet" has other layers or widths in the rest.
+    """
+    if not path:
+        return params
+    _, loaded = load_part(path, "unet")
+    shared = lambda name: not name.startswith("conv_in/") and "/lora_" not in name
+    known = {name: x for name, x in _by_path(loaded).items() if shared(name)}
+    own = {name: x for name, x in _by_path(params).items() if shared(name)}
+    for name in sorted(known.keys() | own.keys()):
+        shapes = [list(tree[name].shape) if name in tree else None for tree in (known, own)]
+        if shapes[0] != shapes[1]:
+            found, wanted = (shape or "nothing" for shape in shapes)
+            raise ModelError(
+                f"{path}: its U-Net does not fit config.model.generator.unet: at {name} it has "
+                f"{found} where the generator has {wanted}"
+            )
+    return _map_paths(lambda name, x: known.get(name, x), params)
+
+
+def _by_path(tree: dict) -> dict[str, Any]:
+    return dict(zip(paths(tree), jax.tree.leaves(tree), strict=True))
+
+
+def _map_paths(function, tree: dict) -> dict:
+    leaves = map(function, paths(tree), jax.tree.leaves(tree))
+    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+
+
+def _tuples(value: Any) -> Any:
+    """Fields of modules must be hashable."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

@@ -1,0 +1,221 @@
+"""Stage 2: the generator learns to make natural images, by distribution matching in latent space.
+
+The codec stays as it is: what a stream holds does not change. Two players take turns: the generator
+at some steps, the guidance (fake score and classifier, see `dmd`) after it at every step.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from onedc_jax.checkpoint import check_tree, load_model, read_config, resolve
+from onedc_jax.errors import ModelError, OneDCError
+from onedc_jax.models.heads import RealismHead
+from onedc_jax.models.init import random_params
+from onedc_jax.models.lpips import load_lpips, lpips
+from onedc_jax.models.onedc import OneDC, build, param_shapes
+from onedc_jax.training import dmd, losses
+from onedc_jax.training.scores import Scores
+from onedc_jax.training.state import (
+    Stage,
+    TrainState,
+    gradient_update,
+    make_optimizer,
+    merge,
+    partition,
+)
+
+PLAYERS = ("generator", "guidance")
+_PARTS = ("vae", "codec", "generator")
+
+
+def make(config) -> Stage:
+    """The stage of a configuration such as configs/stage2.py's.
+
+    The state's `params` and `opt_state` are {"generator": .., "guidance": {"fake", "realism"}},
+    each player with an optimizer of its own; `ema` is that of the generator alone.
+    """
+    path, dtype = config.init.model, config.dtype
+    settings = read_config(resolve(path)) if path else config.model.to_dict()
+    missing = [part for part in _PARTS if part not in settings]
+    if missing:
+        raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(missing)}")
+    computed = dict(dtype=dtype, remat=config.remat)
+    model = build(settings | {part: settings[part] | computed for part in _PARTS})
+    scores = Scores(
+        config.teacher.to_dict(),
+        config.init.teacher,
+        config.init.text,
+        seed=config.seed,
+        **computed,
+    )
+    _check_latents(config, model, scores)
+    guidance = dmd.Guidance(
+        scores.unet, RealismHead(**config.realism, dtype=dtype), config.guidance_scale
+    )
+    optimizer = make_optimizer(config)
+
+    def init() -> tuple[TrainState, dict]:
+        params = _model_params(model, path, config.seed)
+        trainable, frozen = partition({"generator": params.pop("generator")}, config.trainable)
+        fake, score = scores.init(config.frozen_dtype)  # the fake score starts as the real one
+        width = scores.unet.widths[-1]
+        middle = jax.ShapeDtypeStruct((1, 8, 8, width), jnp.float32)
+        head = jax.eval_shape(guidance.head.init, jax.random.key(0), middle)["params"]
+        players = dict(
+            generator=trainable["generator"],
+            guidance=dict(fake=fake, realism=random_params(head, config.seed)),
+        )
+        players = jax.tree.map(lambda x: jnp.array(x, jnp.float32), players)
+        average = dict(generator=jax.tree.map(jnp.array, players["generator"]))
+        state = TrainState(
+            jnp.zeros((), jnp.int32),
+            players,
+            {name: optimizer.init(players[name]) for name in PLAYERS},
+            average if config.ema else None,
+        )
+        return state, dict(
+            model=params | frozen,
+            scores=score,
+            lpips=load_perceptual(config.lpips.net, config.init.lpips),
+        )
+
+    def generate(generator, frozen, image) -> dict:
+        """The training pass; what is not used of it is not computed, once compiled."""
+        return model.apply({"params": _whole(generator, frozen)}, image)
+
+    def draws(key, shape) -> list[dmd.Draw]:
+        """The five of a step: for distribution matching and the generator's classifier; for the
+        fake score, the classifier on real latents and the classifier on generated ones."""
+        ranges = [config.matching_steps] + 4 * [config.steps_of_noise]
+        keys = jax.random.split(key, len(ranges))
+        return [dmd.draw(k, shape, *range) for k, range in zip(keys, ranges, strict=True)]
+
+    def generator_loss(generator, frozen, batch, key, step):
+        image = losses.from_uint8(batch["image"])
+        out = generate(generator, frozen, image)
+        draw_key, shift_key = jax.random.split(key)
+        terms = guidance.generator_terms(
+            out["x0"],
+            frozen["scores"]["real"],
+            frozen["players"]["guidance"],
+            *scores.context(frozen["scores"], batch),
+            draws(draw_key, out["x0"].shape)[:2],
+        )
+        terms |= pixels(frozen, image, out["decoded"], shift_key)
+        total = terms["dm"] + config.adversarial * terms["adversarial"]
+        total += config.pixel * (terms["l1"] + terms["lpips"])
+        return total, terms | dict(generator_loss=total)
+
+    def guidance_loss(players, frozen, batch, key, step):
+        image = losses.from_uint8(batch["image"])
+        out = generate(frozen["players"]["generator"], frozen, image)
+        context, _ = scores.context(frozen["scores"], batch)
+        draw_key, _ = jax.random.split(key)
+        terms = guidance.guidance_terms(
+            out["x0"], out["latent"], players, context, draws(draw_key, out["x0"].shape)[2:]
+        )
+        total = terms["denoising"] + config.realism_weight * terms["realism"]
+        return total, terms | dict(guidance_loss=total)
+
+    def pixels(frozen, image, decoded, key) -> dict:
+        pair = map(losses.to_unit, losses.shifted(key, decoded, image))
+        return dict(
+            l1=losses.l1(decoded, image),
+            lpips=lpips(frozen["lpips"], *pair, **config.lpips).mean(),
+            psnr=losses.psnr(decoded, image),
+        )
+
+    def measure(state, frozen, batch, key):
+        image = losses.from_uint8(batch["image"])
+        out = generate(state.averaged["generator"], frozen, image)
+        return pixels(frozen, image, out["decoded"], key)
+
+    def panel(state, frozen, batch):
+        image = losses.from_uint8(batch["image"])
+        out = generate(state.averaged["generator"], frozen, image)
+        return dict(original=image, decoded=out["image"])
+
+    def export(state, frozen):
+        return _whole(state.averaged["generator"], frozen)
+
+    update = partial(gradient_update, optimizer=optimizer, accumulate=config.accumulate)
+    updates = dict(
+        generator=of_player("generator", update(generator_loss, ema=config.ema, advance=0)),
+        guidance=of_player("guidance", update(guidance_loss)),
+    )
+    due = lambda step, name: name == "guidance" or step % config.generator_every == 0
+    return Stage(init, updates, panel, export, settings, due, measure)
+
+
+def of_player(name: str, update: Callable) -> Callable:
+    """An update of one player's part of the state, as one of the whole state.
+
+    The loss finds the other players' parameters in frozen["players"].
+    """
+
+    def update_part(state: TrainState, frozen: dict, batch: dict, key: jax.Array):
+        others = {other: params for other, params in state.params.items() if other != name}
+        average = None if state.ema is None else state.ema.get(name)
+        part = TrainState(state.step, state.params[name], state.opt_state[name], average)
+        part, metrics = update(part, frozen | dict(players=others), batch, key)
+        metrics[f"{name}_grad_norm"] = metrics.pop("grad_norm")
+        ema = state.ema if part.ema is None else state.ema | {name: part.ema}
+        params = state.params | {name: part.params}
+        opt_state = state.opt_state | {name: part.opt_state}
+        return TrainState(part.step, params, opt_state, ema), metrics
+
+    return update_part
+
+
+def load_perceptual(net: str, path: str) -> dict:
+    """The parameters of LPIPS: of a model folder that was converted, or of the package's files."""
+    if not path:
+        return load_lpips(net)
+    settings, params = load_model(resolve(path))
+    found = settings.get("lpips", {}).get("net")
+    if found != net:
+        raise ModelError(f"{path}: holds LPIPS weights of {found}, config.lpips.net is {net}")
+    return params["lpips"]
+
+
+def _whole(generator: dict, frozen: dict) -> dict:
+    """The model's parameters; `generator` are those of its own that are trained."""
+    own = frozen["model"]
+    return own | dict(generator=merge(generator, own["generator"]))
+
+
+def _model_params(model: OneDC, path: str, seed: int) -> dict:
+    shapes = param_shapes(model)
+    if not path:
+        return random_params(shapes, seed)
+    _, params = load_model(resolve(path))
+    try:
+        check_tree(params, shapes)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
+    return params
+
+
+def _check_latents(config, model: OneDC, scores: Scores) -> None:
+    """Raises OneDCError where the diffusion model, the codec's latents and the crops do not fit."""
+    teacher = config.init.teacher or "config.teacher"
+    channels = model.vae.latent_channels
+    if scores.unet.out_channels != channels:
+        raise ModelError(
+            f"{teacher}: made for latents of {scores.unet.out_channels} channels, those of the "
+            f"codec's VAE have {channels}"
+        )
+    if scores.latent_scale not in (None, model.latent_scale):
+        raise ModelError(
+            f"{teacher}: made for latents times {scores.latent_scale:g}, the codec's generator "
+            f"makes them times {model.latent_scale:g}"
+        )
+    smallest = dmd.smallest_crop(len(scores.unet.widths))
+    if config.data.crop < smallest:
+        raise OneDCError(
+            f"config.data.crop={config.data.crop}: the classifier of stage 2 needs {smallest} "
+            f"pixels with a diffusion model of {len(scores.unet.widths)} levels"
+        )

@@ -1,0 +1,146 @@
+"""The latent diffusion model: the score of stage 2, and what stage 1's generator may begin as.
+
+Trained as Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022):
+predict the noise on a VAE's latent, at any timestep, with or without a caption.
+"""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onedc_jax.errors import OneDCError
+from onedc_jax.models.clip import TextEncoder
+from onedc_jax.models.diffusion import add_noise, alphas_cumprod, x0_from_eps
+from onedc_jax.models.init import random_params
+from onedc_jax.models.unet import UNet
+from onedc_jax.models.vae import VAE
+from onedc_jax.training import losses
+from onedc_jax.training.sources import load_part, replaced
+from onedc_jax.training.state import (
+    Stage,
+    TrainState,
+    gradient_update,
+    init_state,
+    make_optimizer,
+    measured,
+    merge,
+    partition,
+)
+
+Array = jax.Array
+
+_PANEL_TIMES = (250, 500, 750)
+_PANEL_STEPS = 8  # of sampling
+
+
+def make(config) -> Stage:
+    """The stage of a configuration such as configs/teacher.py's."""
+    if not config.init.vae:
+        raise OneDCError("init.vae: name the folder of the VAE whose latents are learned")
+    settings = config.model.to_dict()
+    vae_fields, vae_params = load_part(config.init.vae, "vae")
+    vae = VAE(**vae_fields | dict(dtype=config.dtype))
+    unet = UNet(**settings["unet"] | dict(dtype=config.dtype, remat=config.remat))
+    text = TextEncoder(**settings["text"] | dict(dtype=config.dtype)) if config.captions else None
+    if unet.out_channels != vae.latent_channels:
+        raise OneDCError(
+            f"model.unet.out_channels={unet.out_channels}: the latents of {config.init.vae} have "
+            f"{vae.latent_channels} channels"
+        )
+    alphas = alphas_cumprod()
+    optimizer = make_optimizer(config)
+
+    def init() -> tuple[TrainState, dict]:
+        latent = jax.ShapeDtypeStruct((1, 64, 64, vae.latent_channels), jnp.float32)
+        width = text.width if text else config.model.context
+        context = jax.ShapeDtypeStruct((1, 1, width), jnp.float32)
+        ids = jax.ShapeDtypeStruct((1, text.length if text else 1), jnp.int32)
+        key, t = jax.random.key(0), jax.ShapeDtypeStruct((1,), jnp.int32)
+        shapes = {"unet": jax.eval_shape(unet.init, key, latent, t, context)["params"]}
+        if text:
+            shapes["text"] = jax.eval_shape(text.init, key, ids)["params"]
+        params = random_params(shapes, config.seed)
+        for name in params:
+            path, reshaped = config.init[name], config.init.reshaped
+            params[name] = replaced(params[name], name, path, reshaped=reshaped)
+        trainable, frozen = partition(params, config.trainable)
+        return init_state(trainable, optimizer, config.ema), dict(model=frozen, vae=vae_params)
+
+    def encode(frozen, image):
+        return vae.apply({"params": frozen["vae"]}, image, method=VAE.encode)
+
+    def context_of(params, batch, keep: Array) -> Array:
+        """What the U-Net looks at: captions, empty ones where `keep`, bool [B], is false."""
+        if text is None:
+            return jnp.zeros((len(keep), 1, config.model.context))
+        empty = empty_caption(text.vocabulary, batch["caption"].shape[1])
+        ids = jnp.where(keep[:, None], batch["caption"], empty[None])
+        return text.apply({"params": params["text"]}, ids)[0]
+
+    def loss(params, frozen, batch, key, step):
+        params = merge(params, frozen["model"])
+        sample_key, noise_key, time_key, keep_key = jax.random.split(key, 4)
+        posterior = encode(frozen, losses.from_uint8(batch["image"]))
+        latent = posterior.sample(sample_key) * config.model.latent_scale
+        noise = jax.random.normal(noise_key, latent.shape)
+        t = jax.random.randint(time_key, latent.shape[:1], 0, len(alphas))
+        keep = ~jax.random.bernoulli(keep_key, config.caption_drop, t.shape)
+        noisy = add_noise(latent, noise, t, alphas)
+        eps, _ = unet.apply({"params": params["unet"]}, noisy, t, context_of(params, batch, keep))
+        total = jnp.square(eps - noise).mean()
+        return total, dict(loss=total, latent_std=latent.std())
+
+    def panel(state, frozen, batch):
+        """Latents as seen through three strengths of noise, and new ones out of noise alone."""
+        params = merge(state.averaged, frozen["model"])
+        image = losses.from_uint8(batch["image"])
+        count = len(image)
+        context = context_of(params, batch, jnp.ones(count, bool))
+        denoise = lambda x, t, context: unet.apply({"params": params["unet"]}, x, t, context)[0]
+
+        latent = encode(frozen, image).mean * config.model.latent_scale
+        noise = jax.random.normal(jax.random.key(0), latent.shape)
+        times = np.repeat(_PANEL_TIMES, count)
+        many = lambda x: jnp.tile(x, (len(_PANEL_TIMES), *[1] * (x.ndim - 1)))
+        noisy = add_noise(many(latent), many(noise), times, alphas)
+        seen = x0_from_eps(noisy, denoise(noisy, times, many(context)), times, alphas)
+        new = sample(lambda x, t: denoise(x, t, context), noise, _PANEL_STEPS)
+
+        latents = jnp.concatenate([seen, new]) / config.model.latent_scale
+        decoded = vae.apply({"params": frozen["vae"]}, latents, method=VAE.decode)
+        names = [*(f"noise_{t}" for t in _PANEL_TIMES), "sampled"]
+        images = decoded.reshape(len(names), *image.shape)
+        return dict(original=image) | dict(zip(names, images, strict=True))
+
+    def export(state, frozen):
+        return merge(state.averaged, frozen["model"])
+
+    settings.pop("context" if text else "text")
+    update = gradient_update(loss, optimizer, config.ema, config.accumulate)
+    return Stage(init, dict(model=update), panel, export, settings, measure=measured(loss))
+
+
+def empty_caption(vocabulary: int, length: int) -> Array:
+    """The ids of no words, int32 [length]: a beginning, then ends; the vocabulary's last two."""
+    return jnp.full(length, vocabulary - 1, jnp.int32).at[0].set(vocabulary - 2)
+
+
+def sample(denoise, noise: Array, steps: int) -> Array:
+    """Latents float32 [B, h, w, C] out of noise, by DDIM without new noise.
+
+    `denoise(x, t)`, t int32 [1], predicts the noise of x. After Song et al., "Denoising Diffusion
+    Implicit Models" (2021), at `steps` timesteps from the last one on.
+    """
+    # One more ā than there are timesteps: 1 of the clean latent, at index 1000.
+    alphas = np.append(alphas_cumprod(), np.float32(1.0))
+    times = np.linspace(len(alphas) - 2, 0, steps, endpoint=False).round().astype(np.int32)
+    pairs = np.array(list(pairwise([*times, len(alphas) - 1])), np.int32)
+
+    def step(x: Array, pair: Array) -> tuple[Array, None]:
+        t, after = pair[:1], pair[1:]
+        eps = denoise(x, t)
+        return add_noise(x0_from_eps(x, eps, t, alphas), eps, after, alphas), None
+
+    return jax.lax.scan(step, noise, pairs)[0]

@@ -1,0 +1,85 @@
+"""The VQGAN tokenizer, on L1 + LPIPS and what keeps its codes near the encoder and in use.
+
+It becomes the teacher of stage 1's semantic distillation.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onedc_jax.models.init import random_params
+from onedc_jax.models.lpips import load_lpips, lpips
+from onedc_jax.models.vqgan import VQGAN
+from onedc_jax.training import losses
+from onedc_jax.training.state import (
+    Stage,
+    TrainState,
+    gradient_update,
+    init_state,
+    make_optimizer,
+    measured,
+    merge,
+    partition,
+)
+
+# Standard deviation of the first codes, about that of the encoder's first outputs: codes that are
+# all nearer to zero than to any output would have one winner.
+_CODE_STD = 0.6
+
+
+def make(config) -> Stage:
+    """The stage of a configuration such as configs/tokenizer.py's."""
+    settings = config.model.tokenizer.to_dict()
+    model = VQGAN(**settings | dict(dtype=config.dtype))
+    optimizer = make_optimizer(config)
+
+    def init() -> tuple[TrainState, dict]:
+        image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+        params = {"tokenizer": random_params(shapes, config.seed)}
+        codes = params["tokenizer"]["quantize"]["embedding"]
+        codes["embedding"] *= np.float32(_CODE_STD * model.codes**0.5)
+        trainable, frozen = partition(params, config.trainable)
+        return init_state(trainable, optimizer, config.ema), dict(
+            model=frozen, lpips=load_lpips(config.lpips.net)
+        )
+
+    def loss(params, frozen, batch, key, step):
+        image = losses.from_uint8(batch["image"])
+        params = {"params": merge(params, frozen["model"])["tokenizer"]}
+        decoded, tokens = model.apply(params, losses.to_unit(image))
+        decoded = 2 * decoded - 1
+        codebook = model.apply(params, jnp.arange(model.codes), method=VQGAN.lookup)
+        hidden = tokens.hidden.reshape(-1, model.features)
+        pair = map(losses.to_unit, losses.shifted(key, decoded, image))
+        fixed = jax.lax.stop_gradient
+        terms = dict(
+            l1=losses.l1(decoded, image),
+            lpips=lpips(frozen["lpips"], *pair, **config.lpips).mean(),
+            codebook=jnp.square(tokens.quantized - fixed(tokens.hidden)).mean(),
+            commitment=jnp.square(tokens.hidden - fixed(tokens.quantized)).mean(),
+            disuse=losses.disuse(hidden, codebook, config.temperature),
+        )
+        total = terms["lpips"]
+        for name in ("l1", "codebook", "commitment", "disuse"):
+            total += config[name] * terms[name]
+        counts = jnp.bincount(tokens.indices.ravel(), length=model.codes)
+        return total, terms | dict(
+            loss=total,
+            psnr=losses.psnr(decoded, image),
+            perplexity=jnp.exp(losses.entropy(counts / counts.sum())),
+            codes_used=(counts > 0).sum(),
+        )
+
+    def panel(state, frozen, batch):
+        image = losses.from_uint8(batch["image"])
+        params = {"params": merge(state.averaged, frozen["model"])["tokenizer"]}
+        decoded, _ = model.apply(params, losses.to_unit(image))
+        return dict(original=image, decoded=2 * decoded - 1)
+
+    def export(state, frozen):
+        return merge(state.averaged, frozen["model"])
+
+    update = gradient_update(loss, optimizer, config.ema, config.accumulate)
+    model_config = {"tokenizer": settings}
+    return Stage(init, dict(model=update), panel, export, model_config, measure=measured(loss))

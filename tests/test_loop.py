@@ -1,0 +1,154 @@
+"""The loop, with a stage that compiles in no time: resuming, stopping, meshes, processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import toy
+from orbax.checkpoint import v1 as ocp
+
+from onedc_jax.errors import OneDCError
+from onedc_jax.log import JsonLines
+from onedc_jax.training.loop import train
+
+ROOT = Path(__file__).parent.parent
+
+
+def losses(workdir: Path) -> dict[int, float]:
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert len({line["step"] for line in steps}) == len(steps), "a step is told of twice"
+    return {line["step"]: line["loss"] for line in steps}
+
+
+def environment(devices: int) -> dict:
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    return os.environ | dict(JAX_PLATFORMS="cpu", XLA_FLAGS=flags, PYTHONPATH=str(ROOT))
+
+
+def command(workdir: Path, **options) -> list[str]:
+    text = [f"{key}={value}" for key, value in options.items()]
+    return [sys.executable, str(ROOT / "tests" / "toy.py"), str(workdir), *text]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """An uninterrupted run of 6 steps on one device."""
+    workdir = tmp_path_factory.mktemp("loop") / "whole"
+    train(toy.recipe(), workdir)
+    return workdir
+
+
+def assert_same(workdir: Path, expected: Path, tolerance: float = 1e-5):
+    found, wanted = losses(workdir), losses(expected)
+    assert found.keys() == wanted.keys()
+    np.testing.assert_allclose(list(found.values()), list(wanted.values()), rtol=tolerance)
+
+
+def test_it_learns_and_leaves_what_it_should(whole):
+    found = losses(whole)
+    assert list(found) == [1, 2, 3, 4, 5, 6] and found[6] < found[1]
+    assert sorted(p.name for p in (whole / "checkpoints").iterdir()) == ["4", "6"]
+    for name in ("config.json", "model/model.json", "panels/0000002.png"):
+        assert (whole / name).is_file()
+
+
+def test_parts_of_a_batch_add_up_to_the_whole(whole, tmp_path):
+    train(toy.recipe(accumulate=4, steps=2), tmp_path / "run")
+    # Without its noise, whose keys differ from part to part, the loss would be the very same.
+    assert losses(tmp_path / "run")[2] == pytest.approx(losses(whole)[2], rel=0.05)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
+    workdir = tmp_path / "run"
+    for steps in (3, 4):  # the last checkpoint may be one that only the end of a run makes
+        train(toy.recipe(steps=steps), workdir)
+    # What a run tells between its last checkpoint and its death comes again.
+    with JsonLines(workdir / "metrics.jsonl") as log:
+        log.write(step=5, loss=-1.0)
+    train(toy.recipe(), workdir)
+    assert_same(workdir, whole)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(whole, tmp_path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(workdir, steps=1_000_000, checkpoint_every=1_000_000), env=environment(1)
+    )
+    deadline = time.time() + 120
+    metrics = workdir / "metrics.jsonl"
+    while time.time() < deadline and not (metrics.exists() and metrics.read_bytes().count(b"\n")):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 0
+    saved = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
+    assert saved == [max(losses(workdir))]
+    train(toy.recipe(steps=saved[0] + 2), workdir)
+    found, wanted = losses(workdir), losses(whole)
+    common = found.keys() & wanted.keys()
+    np.testing.assert_allclose([found[s] for s in common], [wanted[s] for s in common], rtol=1e-5)
+    assert max(found) == saved[0] + 2
+
+
+def test_the_best_checkpoint_outlives_later_ones(tmp_path):
+    # The loss falls, so by the highest loss the first checkpoint is the best one.
+    train(toy.recipe(best="-loss", validation_batches=1, keep_last=1), tmp_path / "run")
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    measured = [d["validation_loss"] for d in map(json.loads, lines) if "validation_loss" in d]
+    assert len(measured) == 3 and measured[0] == max(measured)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "6"]
+
+
+def test_what_is_not_finite_stops_the_run_with_a_diagnosis(tmp_path):
+    workdir = tmp_path / "run"
+    with pytest.raises(OneDCError, match=r"step 4, .* loss not finite.*a/matrix, colour") as caught:
+        train(toy.recipe(bad_step=3), workdir)
+    folder = workdir / "diagnosis" / "0000004"
+    assert str(folder) in str(caught.value)
+    saved = ocp.load(folder)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved))
+    assert not (workdir / "checkpoints" / "4").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"batch_size": 6, "accumulate": 4}, "does not divide into 4 parts"),
+        ({"mesh.fsdp": 3}, "does not fit 1 devices"),
+        ({"data.validation": "no/such/folder"}, "no such folder"),
+        ({"stage": "stage9"}, "expected one of"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_before_it_begins(tmp_path, changes, words):
+    with pytest.raises(OneDCError, match=words):
+        train(toy.recipe(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bucket_is_to_be_mounted():
+    with pytest.raises(OneDCError, match="mount it"):
+        train(toy.recipe(), "gs://bucket/run")
+
+
+def test_eight_devices_and_then_four_do_what_one_does(whole, tmp_path):
+    workdir = tmp_path / "run"
+    options = {"mesh.fsdp": 4, "steps": 4}
+    subprocess.run(command(workdir, **options), env=environment(8), check=True)
+    subprocess.run(command(workdir, **{"mesh.fsdp": 2}), env=environment(4), check=True)
+    assert_same(workdir, whole, 1e-4)
+
+
+def test_two_processes_do_what_one_does(whole, tmp_path):
+    workdir = tmp_path / "run"
+    launcher = [sys.executable, str(ROOT / "launch" / "local_cluster.py"), "--processes=2"]
+    own = command(workdir, **{"mesh.fsdp": 4})
+    subprocess.run([*launcher, "--devices=4", "--", *own], env=environment(1), check=True)
+    assert_same(workdir, whole, 1e-4)
+    assert (workdir / "model" / "model.json").is_file()
