@@ -8,8 +8,8 @@ Then --config.init.unet=runs/teacher in stage 1. A stage that trained the VAE's 
 
 Objective: the mean squared error of the noise predicted at timesteps drawn from all 1000. `:full`
 has the sizes of Stable Diffusion 1.5 and its batch; `:tiny` has those of the embedded preset's
-generator. With --config.captions=True a text encoder trains along, on the captions of the data (one
-from elsewhere: --config.init.text=FOLDER --config.trainable=unet/).
+generator. With --config.data.captions=FOLDER, that of a tokenizer, a text encoder trains along, on
+the captions of the data (one from elsewhere: --config.init.text=FOLDER --config.trainable=unet/).
 """
 
 from ml_collections import config_dict
@@ -28,7 +28,6 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         model=dict(unet=dict(), text=dict(), context=768, latent_scale=0.18215),
         dtype="bfloat16",  # of convolutions and products; weights are float32
         remat="",  # what is recomputed in the backward pass, for less memory: docs/training.md
-        captions=False,  # whether the data has them
         caption_drop=0.1,  # share of captions that are taken for empty ones
         # Folders to start from: the VAE is needed; without the others they begin at random, and
         # with `reshaped` what they have in other shapes does too.

@@ -21,6 +21,7 @@ from onedc_jax.training.state import paths
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 STEPS = 25
+CAPTIONS = {"data.captions": "a folder that only the loop reads"}
 
 
 def learn(stage, batch: dict, seeds=range(STEPS)) -> tuple:
@@ -107,7 +108,7 @@ def batch():
 
 @pytest.fixture(scope="module")
 def score(tiny_model, batch):
-    config = small_teacher(str(tiny_model), captions=True, caption_drop=0.0)
+    config = small_teacher(str(tiny_model), **CAPTIONS, caption_drop=0.0)
     stage = teacher.make(config)
     # The same noise at each step: whether it is learned shows at once.
     return stage, *learn(stage, batch, seeds=[0] * STEPS)
@@ -131,7 +132,7 @@ def test_all_of_the_teacher_trains_and_the_vae_does_not(score, tiny_model):
 
 @pytest.mark.parametrize("captions", [True, False])
 def test_panels_show_pictures_of_one_size(tiny_model, batch, captions):
-    stage = teacher.make(small_teacher(str(tiny_model), captions=captions))
+    stage = teacher.make(small_teacher(str(tiny_model), **(CAPTIONS if captions else {})))
     state, frozen = stage.init()
     panel = jax.eval_shape(stage.panel, state, frozen, batch)
     assert {x.shape for x in panel.values()} == {(2, 64, 64, 3)}

@@ -1,7 +1,6 @@
 """Training: losses by their limits, and whole runs on real photographs."""
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import MICRO_MODEL
 from pictures import photo
+from recipes import recipe
 
 import onedc_jax
 from onedc_jax.checkpoint import load_model, resolve
@@ -21,27 +20,6 @@ from onedc_jax.training.loop import train
 from onedc_jax.training.state import merge, partition, paths
 
 ROOT = Path(__file__).parent.parent
-
-
-def get_config(name: str):
-    """The function of configs/NAME.py; the folder is no package."""
-    path = ROOT / "configs" / f"{name}.py"
-    return runpy.run_path(str(path))["get_config"]
-
-
-def recipe(name: str, **changes):
-    """A recipe at :tiny, with the micro model, few steps and the sample photographs."""
-    config = get_config(name)("tiny")
-    with config.unlocked():
-        config.model = {part: MICRO_MODEL[part] for part in MICRO_MODEL if part in config.model}
-    photographs = ROOT / "examples"
-    config.data.root = config.data.validation = str(photographs)
-    config.data.crop, config.data.keep = 64, {}
-    config.batch_size, config.data.crops_per_image, config.panel_images = 2, 1, 1
-    config.steps, config.checkpoint_every, config.log_every, config.warmup = 4, 2, 1, 1
-    config.validation_batches, config.best = 0, ""  # programs that only one test needs
-    config.update_from_flattened_dict(changes)
-    return config
 
 
 @pytest.fixture(scope="module")

@@ -46,6 +46,11 @@ class OneDC(nn.Module):
         out = self.codec.synthesise(y_hat, z_indices)
         return self.generate(out["x_hat"], out["tokens"])["image"]
 
+    def reconstruct_z_only(self, z_indices: Array) -> Array:
+        """The same from the tokens alone, as at the paper's lowest rate."""
+        out = self.codec.synthesise_z_only(z_indices)
+        return self.generate(out["x_hat"], out["tokens"])["image"]
+
     def generate(self, x_hat: Array, tokens: Array) -> dict[str, Array]:
         """One step of the generator and the VAE's decoder: eps, reduced, x0, decoded and image."""
         b, h, w, c = tokens.shape
@@ -66,7 +71,7 @@ def build(config: Mapping[str, Any]) -> OneDC:
     What is left out has the paper's sizes; {"generator": {"unet": {"rank": 64}}} is the released
     model, `build({})` the same with its LoRA merged. An unknown key raises a TypeError.
     """
-    parts = {key: _tuples(value) for key, value in config.items()}
+    parts = {key: hashable(value) for key, value in config.items()}
     return OneDC(
         vae=VAE(**parts.pop("vae", {})),
         codec=Codec(**parts.pop("codec", {})),
@@ -75,11 +80,11 @@ def build(config: Mapping[str, Any]) -> OneDC:
     )
 
 
-def _tuples(value: Any) -> Any:
-    """JSON has lists where module fields, which must be hashable, have tuples."""
+def hashable(value: Any) -> Any:
+    """Tuples for the lists of JSON: fields of modules must be hashable."""
     if isinstance(value, Mapping):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+        return {k: hashable(v) for k, v in value.items()}
+    return tuple(map(hashable, value)) if isinstance(value, list | tuple) else value
 
 
 def param_shapes(model: OneDC) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from onedc_jax.checkpoint import load_model, resolve
 from onedc_jax.errors import ModelError
+from onedc_jax.models.onedc import hashable
 from onedc_jax.training.state import paths
 
 
@@ -18,7 +19,7 @@ def load_part(path: str, part: str) -> tuple[dict, dict]:
     config, params = load_model(resolve(path))
     if part not in params:
         raise ModelError(f"{path}: holds no {part!r}, only {', '.join(sorted(params))}")
-    return _tuples(config.get(part, {})), params[part]
+    return hashable(config.get(part, {})), params[part]
 
 
 def replaced(params: dict, part: str, path: str, *, reshaped: bool = False) -> dict:
@@ -74,10 +75,3 @@ def _by_path(tree: dict) -> dict[str, Any]:
 def _map_paths(function, tree: dict) -> dict:
     leaves = map(function, paths(tree), jax.tree.leaves(tree))
     return jax.tree.unflatten(jax.tree.structure(tree), leaves)
-
-
-def _tuples(value: Any) -> Any:
-    """Fields of modules must be hashable."""
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value

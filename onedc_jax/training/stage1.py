@@ -82,8 +82,10 @@ def make(config) -> Stage:
 
     def panel(state, frozen, batch):
         image = losses.from_uint8(batch["image"])
-        params, _ = whole(state.averaged, frozen)
-        return dict(original=image, decoded=model.apply({"params": params}, image)["image"])
+        params = {"params": whole(state.averaged, frozen)[0]}
+        out = model.apply(params, image)
+        tokens = model.apply(params, out["z_indices"], method=OneDC.reconstruct_z_only)
+        return dict(original=image, decoded=out["image"], tokens_alone=tokens)
 
     def export(state, frozen):
         return whole(state.averaged, frozen)[0]

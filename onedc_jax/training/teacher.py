@@ -43,7 +43,9 @@ def make(config) -> Stage:
     vae_fields, vae_params = load_part(config.init.vae, "vae")
     vae = VAE(**vae_fields | dict(dtype=config.dtype))
     unet = UNet(**settings["unet"] | dict(dtype=config.dtype, remat=config.remat))
-    text = TextEncoder(**settings["text"] | dict(dtype=config.dtype)) if config.captions else None
+    text = None
+    if config.data.captions:
+        text = TextEncoder(**settings["text"] | dict(dtype=config.dtype))
     if unet.out_channels != vae.latent_channels:
         raise OneDCError(
             f"model.unet.out_channels={unet.out_channels}: the latents of {config.init.vae} have "
