@@ -17,6 +17,7 @@ _HOMES = {
     "Tables": "onedc_jax.data.tables",
     "TfdsImages": "onedc_jax.data.tfds",
     "batches": "onedc_jax.data.pipeline",
+    "check_divides": "onedc_jax.data.pipeline",
     "make_views": "onedc_jax.data.views",
     "open_source": "onedc_jax.data.sources",
 }

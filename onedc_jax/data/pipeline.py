@@ -67,7 +67,7 @@ def batches(
         source_crop=source_crop,
     )
     for view in made:
-        _check_divides(batch_size, view, count)
+        check_divides(batch_size, view, count)
     steps = _Steps(source, seed, batch_size // crops_per_image, made, tokenize, (index, count))
     # What lies before `start` is never looked at: elements are computed when they are asked for.
     ds = grain.MapDataset.source(steps)[start:]
@@ -80,7 +80,8 @@ def batches(
     return iter(ds)
 
 
-def _check_divides(batch_size: int, view: View, processes: int) -> None:
+def check_divides(batch_size: int, view: View, processes: int) -> None:
+    """Raises OneDCError for a batch whose share for a view is not whole on each process."""
     rows = batch_size * view.batch
     if batch_size <= 0 or abs(rows - round(rows)) > 1e-6 or round(rows) % (processes * view.count):
         raise OneDCError(

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from onedc_jax.captions import load_tokenizer
-from onedc_jax.data import batches, make_views, open_source
+from onedc_jax.data import batches, check_divides, make_views, open_source
 from onedc_jax.distributed import Preemption
 from onedc_jax.errors import OneDCError
 from onedc_jax.log import JsonLines, TensorBoard, save_panel
@@ -182,6 +182,7 @@ def _source(data, root: str):
 def _check_batches(config, mesh) -> None:
     """Raises OneDCError where a batch does not divide among devices, processes or parts."""
     for view in make_views(**shown(config)):
+        check_divides(config.batch_size, view, jax.process_count())
         count = round(config.batch_size * view.batch)
         batch_sharding(mesh, (count, view.size, view.size, 3))
         if count % config.accumulate:
