@@ -156,7 +156,7 @@ def test_lora_trains_and_its_base_does_not(tmp_path, teacher):
 def test_captions_are_heard_and_none_is_the_empty_one(tmp_path):
     folder = tmp_path / "model"
     save_model(folder, {"unet": UNET, "text": TEXT}, {"unet": unet_params(), "text": text_params()})
-    scores = Scores({}, str(folder), "", dtype="float32", seed=0)
+    scores = Scores({}, str(folder), "", seed=0, dtype="float32", remat="")
     _, frozen = scores.init("bfloat16")
     assert {x.dtype for x in jax.tree.leaves(frozen["real"])} == {jnp.dtype("bfloat16")}
     image = np.zeros((2, 128, 128, 3), np.uint8)
