@@ -51,7 +51,6 @@ def guidance_terms(reference, players):
     return MICRO.guidance_terms(*latents, players, arrays["text"], draws[2:])
 
 
-@pytest.mark.slow  # minutes of attention over 64×64 positions, here and for the gradients
 def test_terms_match_the_reference(reference):
     arrays, _, real, players = reference
 
@@ -72,7 +71,7 @@ def test_terms_match_the_reference(reference):
         np.testing.assert_allclose(values[name], arrays[expected], rtol=1e-4, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # minutes of attention over 64×64 positions
 def test_gradients_of_the_generator_match_the_reference(reference):
     arrays, _, real, players = reference
 
