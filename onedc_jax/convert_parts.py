@@ -16,6 +16,7 @@ from onedc_jax.convert import DTYPES
 from onedc_jax.errors import ModelError
 from onedc_jax.models.clip import TextEncoder
 from onedc_jax.models.lpips import LPIPS
+from onedc_jax.models.onedc import hashable
 from onedc_jax.models.unet import UNet
 from onedc_jax.models.vae import VAE
 from onedc_jax.models.vqgan import VQGAN
@@ -31,8 +32,7 @@ class Part(NamedTuple):
 
 
 def _init(module: type, fields: Mapping[str, Any], *inputs) -> Any:
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return jax.eval_shape(module(**fields).init, jax.random.key(0), *inputs)["params"]
+    return jax.eval_shape(module(**hashable(fields)).init, jax.random.key(0), *inputs)["params"]
 
 
 def _unet(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Any:

@@ -68,7 +68,7 @@ def train(config, workdir: str | Path) -> None:
         frozen = jax.device_put(frozen, programs.frozen_shardings)
         start = int(state.step)
         progress.update(start)
-        run = _Run(config, workdir, stage, mesh, programs, progress, start)
+        run = _Run(config, workdir, stage, programs, progress, start)
         examine = _Examination(config, stage, mesh, validation)
         stream = _batches(config, data, config.batch_size, start=start, **shown(config))
         for step in range(start, config.steps):
@@ -91,8 +91,8 @@ def train(config, workdir: str | Path) -> None:
 class _Run:
     """The steps of a run, and what they leave to read."""
 
-    def __init__(self, config, workdir: Path, stage: Stage, mesh, programs, progress, start: int):
-        self._config, self._workdir, self._stage, self._mesh = config, workdir, stage, mesh
+    def __init__(self, config, workdir: Path, stage: Stage, programs, progress, start: int):
+        self._config, self._workdir, self._stage = config, workdir, stage
         self._programs, self._progress, self._meter = programs, progress, Meter()
         # A run that was killed may have told of steps after its last checkpoint: they come again.
         self._log = JsonLines(workdir / "metrics.jsonl", keep=lambda line: line["step"] <= start)

@@ -9,6 +9,7 @@ from onedc_jax.checkpoint import check_tree, load_model, read_config, resolve
 from onedc_jax.errors import ModelError
 from onedc_jax.models.clip import TextEncoder
 from onedc_jax.models.init import random_params
+from onedc_jax.models.onedc import hashable
 from onedc_jax.models.score import context_width
 from onedc_jax.models.unet import UNet
 from onedc_jax.training.teacher import empty_caption
@@ -32,9 +33,7 @@ class Scores:
         settings = read_config(resolve(teacher)) if teacher else settings
         if "unet" not in settings:
             raise ModelError(f"{teacher}: no diffusion model, it has no 'unet'")
-        fields = settings["unet"]
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-        self.unet = UNet(**fields | dict(dtype=dtype, remat=remat))
+        self.unet = UNet(**hashable(settings["unet"]) | dict(dtype=dtype, remat=remat))
         self.text = None
         if settings.get("text") is not None:
             self.text = TextEncoder(**settings["text"] | dict(dtype=dtype))

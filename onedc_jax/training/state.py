@@ -121,7 +121,7 @@ def gradient_update(
     The moving average has decay min(ema, (1 + step) / (10 + step)), so that it forgets the start.
     `advance` is 0 for an update that another one of the same step follows.
 
-    Where a gradient or the loss is not finite nothing changes but the step.
+    Where a gradient is not finite nothing changes but the step.
     """
     gradient = jax.grad(loss, has_aux=True)
 
