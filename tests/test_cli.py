@@ -181,7 +181,7 @@ def test_info_goes_on_past_a_bad_file(capsys, tmp_path, compressed):
 def test_info_names_the_embedded_model(capsys, monkeypatch, tmp_path, compressed):
     (tmp_path / "presets" / "mine").mkdir(parents=True)
     (tmp_path / "presets" / "mine" / "model.json").write_text('{"fingerprint": 48879}')
-    monkeypatch.setattr(cli, "_PRESETS", tmp_path / "presets")
+    monkeypatch.setattr(cli.files, "_PRESETS", tmp_path / "presets")
     _, out, _ = onedc(capsys, "info", compressed, "--json")
     assert json.loads(out)["model"] == "mine"
 

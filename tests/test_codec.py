@@ -7,9 +7,9 @@ import pytest
 from pictures import photo
 
 import onedc_jax
-from onedc_jax.coding import codec as codec_module
-from onedc_jax.coding import stream, tables
+from onedc_jax.coding import path, stream, tables
 from onedc_jax.coding.codec import load
+from onedc_jax.coding.entropy import encode_steps
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_values_beyond_every_table_survive(codec):
     y, z_indices = (x.copy() for x in codec.analyse(photo(64, 64)))
     y[0, 0, :3], y[1, 1, 0] = (20000.0, -20000.0, 1e9), np.nan
     steps, y_hat = path.quantise(y, z_indices)
-    data = codec_module.encode_steps(steps)
+    data = encode_steps(steps)
     np.testing.assert_array_equal(path.dequantise(data, z_indices), y_hat)
     assert np.abs(y_hat[0, 0, :2] - y[0, 0, :2]).max() <= 0.5
     assert np.isfinite(y_hat).all()
@@ -52,7 +52,7 @@ def test_the_network_picks_levels_as_the_tables_define_them():
     scales = np.concatenate(
         [edges, np.nextafter(edges, -np.inf), [-1.0, 0.0, np.nan, np.inf, 1e-30]]
     ).astype(np.float32)
-    levels = jax.jit(codec_module.scale_levels)(jnp.asarray(scales))
+    levels = jax.jit(path.scale_levels)(jnp.asarray(scales))
     np.testing.assert_array_equal(levels, tables.scale_index(scales))
 
 

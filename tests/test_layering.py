@@ -37,6 +37,9 @@ ROOMS = {
     ],
     # integers and bytes; only the codec knows a network
     "onedc_jax.coding.codec": ["errors", "models.*", "checkpoint", "coding.*"],
+    "onedc_jax.coding.path": [
+        *("errors", "models.*", "checkpoint", "coding.tables", "coding.entropy"),
+    ],
     "onedc_jax.coding.*": ["errors", "coding.tables", "coding.entropy", "coding.stream"],
     # how it is learned
     "onedc_jax.training.loop": [
@@ -51,6 +54,7 @@ ROOMS = {
     ],
     "onedc_jax.transcode": ["errors", "images", "coding.stream"],
     "onedc_jax.cli": ["*"],
+    "onedc_jax.cli.*": ["*"],
     "onedc_jax": [],
 }
 
@@ -58,6 +62,9 @@ ROOMS = {
 LIGHT = {
     "onedc_jax": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.cli": ("jax", "flax", "numpy", "PIL", "orbax"),
+    "onedc_jax.cli.common": ("jax", "flax", "numpy", "PIL", "orbax"),
+    "onedc_jax.cli.files": ("jax", "flax", "numpy", "PIL", "orbax"),
+    "onedc_jax.cli.models": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.folders": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.errors": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.compilation": ("jax", "flax"),

@@ -1,13 +1,12 @@
 """Where the network meets the bytes: an image to a stream, a stream to an image.
 
-Encoder and decoder must agree on every number that chooses a probability. All of them come out of
-`_EntropyPath`, which runs on the CPU in float32 whatever the rest runs on, one step at a time and
-with the same shapes on both sides; only integers go on to the entropy coder.
+What chooses the probabilities of y is in `coding/path.py`; the two networks around it, analysis and
+reconstruction, may run anywhere and in any precision.
 """
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onedc_jax.checkpoint import check_tree, fingerprint, is_sealed, load_model, resolve
-from onedc_jax.coding import stream, tables
-from onedc_jax.coding.entropy import MAX_SYMBOL, SymbolDecoder, encode_steps
+from onedc_jax.checkpoint import check_tree, is_sealed, load_model, resolve
+from onedc_jax.coding import stream
+from onedc_jax.coding.entropy import encode_steps
+from onedc_jax.coding.path import FloatPath
 from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.models.onedc import BLOCK, OneDC, build, param_shapes
-from onedc_jax.models.prior import STEPS, gather, scatter
 
 Array = jax.Array
 
@@ -103,8 +102,8 @@ class Codec:
         return header, z_indices, coded
 
     @cached_property
-    def _entropy(self) -> "_EntropyPath":
-        return _EntropyPath.of(self.model, self.params)
+    def _entropy(self) -> FloatPath:
+        return FloatPath.of(self.model, self.params)
 
     @cached_property
     def _analyse(self):
@@ -132,99 +131,6 @@ class Codec:
     def _reconstruct(self, params, y_hat: Array, z_indices: Array) -> Array:
         image = self.model.apply({"params": params}, y_hat, z_indices, method=OneDC.reconstruct)
         return jnp.round((image + 1) * 127.5).astype(jnp.uint8)
-
-
-@dataclass(frozen=True)
-class _EntropyPath:
-    """Tokens and the y coded so far -> mean and table of what comes next, on the CPU in float32."""
-
-    model: OneDC
-    params: Any  # of hyper-synthesis and prior alone
-    fingerprint: int
-
-    @classmethod
-    def of(cls, model: OneDC, params: Any) -> "_EntropyPath":
-        cpu = jax.devices("cpu")[0]
-        parts = {name: params["codec"][name] for name in ("hyper_synthesis", "prior")}
-        parts = jax.tree.map(lambda x: np.asarray(x, np.float32), parts)
-        model = model.clone(codec=model.codec.clone(dtype="float32"))
-        return cls(model, jax.device_put({"codec": parts}, cpu), fingerprint(params))
-
-    def quantise(self, y: np.ndarray, z_indices: np.ndarray) -> tuple[list, np.ndarray]:
-        """Rounds y around the means: the coder's (symbols, levels) of each step, and y_hat."""
-        y = jnp.asarray(y, device=self._cpu)[None]
-        coded = []
-
-        def symbols(k: int, levels: np.ndarray, mean: Array) -> np.ndarray:
-            values = np.nan_to_num(
-                np.rint(self._residual(k, y, mean)), posinf=np.inf, neginf=-np.inf
-            )
-            values = np.clip(values, -MAX_SYMBOL, MAX_SYMBOL).astype(np.int32)
-            coded.append((_coding_order(values), levels))
-            return values
-
-        return coded, self._run(z_indices, symbols)
-
-    def dequantise(self, data: bytes, z_indices: np.ndarray) -> np.ndarray:
-        """The entropy-coded y -> y_hat. Raises StreamError where it is not what was encoded."""
-        decoder = SymbolDecoder(data)
-
-        def symbols(k: int, levels: np.ndarray, mean: Array) -> np.ndarray:
-            _, h, w, c = mean.shape
-            return decoder.decode(levels).reshape(c, h, w).transpose(1, 2, 0)[None]
-
-        y_hat = self._run(z_indices, symbols)
-        decoder.finish()
-        return y_hat
-
-    def _run(self, z_indices: np.ndarray, symbols) -> np.ndarray:
-        """The four steps; `symbols(k, levels, mean)` gives int32 [1, H/16, W/16, C/4] of each."""
-        parameters = self._parameters(self.params, jnp.asarray(z_indices, device=self._cpu)[None])
-        y_hat = jnp.zeros((*parameters.shape[:3], parameters.shape[3] // 2), device=self._cpu)
-        for k in range(STEPS):
-            mean, levels = self._step(k, self.params, y_hat, parameters)
-            values = symbols(k, _coding_order(np.asarray(levels)), mean)
-            y_hat = self._place(k, y_hat, mean, jnp.asarray(values, device=self._cpu))
-        return np.asarray(y_hat[0])
-
-    @property
-    def _cpu(self) -> jax.Device:
-        return jax.devices("cpu")[0]
-
-    @cached_property
-    def _parameters(self):
-        apply = partial(self.model.apply, method=OneDC.prior_parameters)
-        return jax.jit(lambda params, z_indices: apply({"params": params}, z_indices))
-
-    @cached_property
-    def _step(self):
-        def step(k, params, y_hat, parameters):
-            args = (k, y_hat, parameters)
-            mean, scale = self.model.apply({"params": params}, *args, method=OneDC.prior_step)
-            return jnp.nan_to_num(mean), scale_levels(scale)
-
-        return jax.jit(step, static_argnums=0)
-
-    @cached_property
-    def _residual(self):
-        return jax.jit(lambda k, y, mean: gather(y, k) - mean, static_argnums=0)
-
-    @cached_property
-    def _place(self):
-        add = lambda k, y_hat, mean, values: y_hat + scatter(mean + values.astype(jnp.float32), k)
-        return jax.jit(add, static_argnums=0)
-
-
-def scale_levels(scales: Array) -> Array:
-    """The frequency table of each scale, float32 [...] -> uint8, as `tables.scale_index`."""
-    inner = tables.load().thresholds[1:]  # without the first, a count is an index already
-    scales = jnp.where(jnp.isnan(scales), 0.0, scales)
-    return jnp.searchsorted(inner, scales, side="right").astype(jnp.uint8)
-
-
-def _coding_order(x: np.ndarray) -> np.ndarray:
-    """[1, H/16, W/16, C/4] -> [N]: channel by channel, row by row."""
-    return np.ascontiguousarray(x[0].transpose(2, 0, 1)).reshape(-1)
 
 
 def load(name_or_path: str | Path = "tiny") -> Codec:

@@ -1,0 +1,194 @@
+"""encode, decode and info: what people do with files."""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from onedc_jax import folders
+from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, loader, say
+from onedc_jax.errors import OneDCError
+
+_PRESETS = Path(__file__).parent.parent / "presets"
+
+_ENCODE = """\
+Compresses an image (PNG, JPEG, WebP, TIFF, BMP, GIF), or every image in a folder and below.
+
+Photos are turned upright as their camera says; transparency is put on white; of an animation the
+first frame is taken. Decoding needs the same model."""
+
+_ENCODE_EXAMPLES = """\
+examples:
+  onedc encode photo.jpg                 writes photo.onedc
+  onedc encode photo.jpg out/p.onedc     writes out/p.onedc
+  onedc encode photos/ small/            the same subfolders in small/, made as needed; goes on
+                                         past a bad file, sums up, and returns 1 if any failed
+  onedc encode photo.jpg --model RUN     with a model that you trained or converted"""
+
+_DECODE = (
+    "Restores an image from a compressed file, or from every .onedc file in a folder and below."
+)
+
+_DECODE_EXAMPLES = """\
+examples:
+  onedc decode photo.onedc               writes photo.png
+  onedc decode photo.onedc photo.jpg     the extension chooses the format
+  onedc decode small/ restored/          PNG files, in the same subfolders"""
+
+_INFO_EXAMPLES = """\
+examples:
+  onedc info photo.onedc
+  onedc info --json small/*.onedc        one JSON object a line"""
+
+
+def add(commands) -> None:
+    """Adds the subcommands."""
+
+    def transcode(name: str, run: Callable, help: str, description: str, epilog: str):
+        child = command(commands, name, run, help, description, epilog)
+        child.add_argument("input", type=Path, metavar="INPUT", help="a file, or a folder")
+        child.add_argument(
+            "output",
+            type=Path,
+            nargs="?",
+            metavar="OUTPUT",
+            help="a file (for a folder: a folder, made as needed); by default beside the input",
+        )
+        child.add_argument(
+            "--model",
+            default="tiny",
+            metavar="NAME_OR_PATH",
+            help="an embedded preset or a model folder (default: %(default)s)",
+        )
+        child.add_argument("--overwrite", action="store_true", help="replace files that exist")
+
+    transcode("encode", _encode, "images to small files", _ENCODE, _ENCODE_EXAMPLES)
+    transcode("decode", _decode, "small files to images", _DECODE, _DECODE_EXAMPLES)
+
+    help = "what a compressed file holds"
+    child = command(
+        commands, "info", _info, help, "Says " + help + ", without a model.", _INFO_EXAMPLES
+    )
+    child.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .onedc file")
+    child.add_argument("--json", action="store_true", help="one JSON object a line")
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    from onedc_jax import transcode
+
+    return _transcode(transcode.ENCODE, arguments)
+
+
+def _decode(arguments: argparse.Namespace) -> int:
+    from onedc_jax import transcode
+
+    return _transcode(transcode.DECODE, arguments)
+
+
+def _transcode(direction, arguments: argparse.Namespace) -> int:
+    source, target = arguments.input, arguments.output
+    load = loader(arguments.model)
+    if source.is_dir():
+        return _transcode_folder(direction, source, target or source, load, arguments.overwrite)
+    source.stat()  # before anything else, to say that there is no such file
+    beside = source.with_suffix(direction.target_suffix)
+    target = target or beside
+    if target.is_dir():
+        target = target / beside.name
+    if not target.parent.is_dir():
+        raise OneDCError(f"{target.parent}: no such folder")
+    if target.exists() and target.samefile(source):
+        raise OneDCError(f"{target}: is the input itself")
+    done = direction.work(load, source, target, arguments.overwrite)
+    for note in done.notes:
+        say(f"{source}: {note}")
+    print(f"{source} -> {target}  {done}")
+    return 0
+
+
+def _transcode_folder(
+    direction, source: Path, target: Path, load: Callable, overwrite: bool
+) -> int:
+    from tqdm import tqdm
+
+    if target.exists() and not target.is_dir():
+        raise OneDCError(f"{target}: is a file; for a folder the output is a folder")
+    files = folders.find(source, direction.suffixes)
+    if not files:
+        raise OneDCError(f"{source}: no {', '.join(direction.suffixes)} file in it")
+    places = folders.targets(files, source, target, direction.target_suffix)
+
+    # disable=None: no bar where the error output is no terminal.
+    with tqdm(total=len(files), unit="file", disable=None) as bar:
+
+        def say(message: str) -> None:
+            bar.write(f"onedc: {message}", file=sys.stderr)
+
+        def work(file: Path, place: Path):
+            try:
+                done = direction.work(load, file, place, overwrite)
+            finally:
+                bar.update()
+            for note in done.notes:
+                say(f"{file}: {note}")
+            return done
+
+        results, failed = folders.for_each(zip(files, places, strict=True), work, say)
+    total = f"{len(results)} {direction.verb}, {failed} failed"
+    if results:
+        mean = sum(done.bpp for done in results) / len(results)
+        total += f"  {sum(done.size for done in results):,} bytes  {mean:.3f} bpp on average"
+    print(total)
+    return SOME_FAILED if failed else 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from onedc_jax.transcode import read_stream
+
+    code = 0
+    for file in arguments.files:
+        try:
+            _, info = read_stream(file)
+        except (OneDCError, OSError) as error:  # the other files can still be told about
+            say(folders.explain(error))
+            code = USER_ERROR
+            continue
+        header = info.header
+        facts = {
+            "file": str(file),
+            "width": header.width,
+            "height": header.height,
+            "bytes": info.file_bytes,
+            "bpp": round(info.bpp, 6),
+            "model": _preset_of(header.fingerprint),
+            "fingerprint": f"{header.fingerprint:04x}",
+            "version": header.version,
+            "arithmetic": header.arithmetic.name.lower(),
+            "header_bytes": info.header_bytes,
+            "z_bytes": info.z_bytes,
+            "y_bytes": info.y_bytes,
+            "checksum_bytes": info.checksum_bytes,
+        }
+        print(json.dumps(facts) if arguments.json else _as_text(facts), flush=True)
+    return code
+
+
+def _as_text(facts: dict) -> str:
+    rows = {
+        "size": f"{facts['width']}x{facts['height']}",
+        "bytes": f"{facts['bytes']:,}  ({facts['bpp']:.4f} bpp)",
+        "model": f"{facts['model'] or 'not an embedded one'}  (fingerprint {facts['fingerprint']})",
+        "version": facts["version"],
+        "arithmetic": facts["arithmetic"],
+    }
+    rows |= {part: f"{facts[part + '_bytes']:,} bytes" for part in ("header", "z", "y", "checksum")}
+    return "\n".join([facts["file"], *(f"  {name:<11} {value}" for name, value in rows.items())])
+
+
+def _preset_of(fingerprint: int) -> str | None:
+    """The name of the embedded preset whose model.json states this fingerprint."""
+    for path in sorted(_PRESETS.glob("*/model.json")):
+        if json.loads(path.read_text()).get("fingerprint") == fingerprint:
+            return path.parent.name
+    return None
