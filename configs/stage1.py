@@ -35,7 +35,9 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         latent=0.0,  # weight of the mean squared distance between x0 and the VAE's latent
         y_gain=1.0,  # how much larger than its random kernels make it y begins
         whiteness=0.0,  # weight of the term that keeps all tokens in use
-        rate=dict(weight=1.8, ramp=4_000),  # λ, and the steps until it is reached
+        # λ, and the steps until it is reached. With several model.codec.rates (a quality knob) each
+        # image has a rate of its own, and λ is `span` times as large at the lowest one.
+        rate=dict(weight=1.8, ramp=4_000, span=1.0),
         # weight · (cross-entropy + mse · squared error of the expected code), to the tokens of a
         # tokenizer's folder; "" is none. `head` is the student. Crops are multiples of 32 windows.
         distillation=dict(
@@ -79,6 +81,8 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         keep_last=2,  # checkpoints; and the best one by `best`, a metric of the validation images
         best="lpips",  # lower is better; "-psnr" where higher is; "" keeps the last ones only
         validation_batches=4,
+        # Images that each checkpoint codes to bytes and back, as `onedc eval` does: coded_bpp, …
+        coded=dict(images="", limit=8, metrics=("psnr", "lpips_alex")),
         tensorboard=False,
         panel_images=4,
     )

@@ -71,6 +71,8 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         keep_last=2,  # checkpoints; and the best one by `best`, a metric of the validation images
         best="lpips",  # lower is better; "-psnr" where higher is; "" keeps the last ones only
         validation_batches=4,
+        # Images that each checkpoint codes to bytes and back, as `onedc eval` does: coded_bpp, …
+        coded=dict(images="", limit=8, metrics=("psnr", "lpips_alex")),
         tensorboard=False,
         panel_images=4,
     )

@@ -3,13 +3,15 @@
     python launch/train.py --config=configs/teacher.py:tiny --workdir=runs/teacher \\
         --config.init.vae=runs/vae
 
-Then --config.init.unet=runs/teacher in stage 1. A stage that trained the VAE's decoder further
-(stage 1 at :tiny) left the encoder alone, and with it these latents.
+Then --config.init.teacher=runs/teacher in stage 2 and, at `:full`, --config.init.unet=runs/teacher
+in stage 1. A stage that trained the VAE's decoder further (stage 1 at :tiny) left the encoder
+alone, and with it these latents.
 
 Objective: the mean squared error of the noise predicted at timesteps drawn from all 1000. `:full`
-has the sizes of Stable Diffusion 1.5 and its batch; `:tiny` has those of the embedded preset's
-generator. With --config.data.captions=FOLDER, that of a tokenizer, a text encoder trains along, on
-the captions of the data (one from elsewhere: --config.init.text=FOLDER --config.trainable=unet/).
+has the sizes of Stable Diffusion 1.5 and its batch; `:tiny` those of the embedded preset's
+generator, but with norms: without, a diffusion model stops learning within thirty steps. With
+--config.data.captions=FOLDER, that of a tokenizer, a text encoder trains along, on the captions of
+the data (one from elsewhere: --config.init.text=FOLDER --config.trainable=unet/).
 """
 
 from ml_collections import config_dict
@@ -64,9 +66,8 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
     if size == "tiny":
         c.steps = 1_000
         c.batch_size = 16
-        # As configs/stage1.py:tiny has its generator's.
         c.model.unet = dict(
-            norm_groups=0,
+            norm_groups=8,
             widths=(48, 80, 112, 112),
             layers=1,
             attention=(False, False, True, False),

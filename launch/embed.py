@@ -19,7 +19,9 @@ PRESETS = Path(checkpoint.__file__).parent / "presets"
 
 def main(source: Path, name: str) -> None:
     config, params = checkpoint.load_model(checkpoint.resolve(source))
+    integers = params.pop("entropy", None)  # made for these weights; they stay as they are
     params = jax.tree.map(lambda x: np.asarray(x, jnp.bfloat16), params)
+    params |= {} if integers is None else {"entropy": integers}
     checkpoint.save_model(PRESETS / name, config, params, overwrite=True)
     # Orbax notes the path that it wrote to, which says something of this machine alone.
     (PRESETS / name / "params" / "commit_success.txt").write_text("params\n")

@@ -174,20 +174,24 @@ def _seal(config: Mapping[str, Any], params: Any) -> str:
 def fingerprint(params: Mapping[str, Any]) -> int | None:
     """16 bits of a digest of the weights that a stream's probabilities depend on.
 
-    They are the codec's hyper-synthesis and prior, as float32, in the order of their paths. A
-    stream carries it, so that another model refuses the stream. None for what is no whole codec
-    (a VAE).
+    They are the integers of part "entropy", where there is one; otherwise the codec's
+    hyper-synthesis and prior, as float32; in the order of their paths. A stream carries it, so
+    that another model refuses the stream. None for what is no whole codec (a VAE).
     """
     codec, parts = params.get("codec", {}), ("hyper_synthesis", "prior")
-    if not codec.keys() >= set(parts):
+    if "entropy" in params:
+        entropy, kind = params["entropy"], lambda x: x.dtype.newbyteorder("<")
+    elif codec.keys() >= set(parts):
+        entropy, kind = {name: codec[name] for name in parts}, lambda x: "<f4"
+    else:
         return None
-    entropy = {name: codec[name] for name in parts}
     leaves, _ = jax.tree_util.tree_flatten_with_path(entropy)
     named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     digest = hashlib.sha256()
     for name in sorted(named):
-        digest.update(f"{name} {list(named[name].shape)}\n".encode())
-        digest.update(np.asarray(named[name]).astype("<f4").tobytes())
+        values = np.asarray(named[name])
+        digest.update(f"{name} {list(values.shape)}\n".encode())
+        digest.update(values.astype(kind(values)).tobytes())
     return int.from_bytes(digest.digest()[:2], "big")
 
 

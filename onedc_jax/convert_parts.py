@@ -1,5 +1,6 @@
-"""Weights that others released -> model folders that training starts from."""
+"""Weights that others released -> model folders that training or evaluation starts from."""
 
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,6 +16,7 @@ from onedc_jax import captions, checkpoint, weights
 from onedc_jax.convert import DTYPES
 from onedc_jax.errors import ModelError
 from onedc_jax.models.clip import TextEncoder
+from onedc_jax.models.inception import Inception
 from onedc_jax.models.lpips import LPIPS
 from onedc_jax.models.onedc import hashable
 from onedc_jax.models.unet import UNet
@@ -61,7 +63,17 @@ PARTS = {
     ),
     "tokenizer": Part("vqvae", lambda fields, _: _init(VQGAN, fields, _IMAGE), weights.vqgan_name),
     "lpips": Part("", lambda fields, _: _init(LPIPS, fields, _IMAGE, _IMAGE), weights.head_name),
+    "inception": Part(
+        "",
+        lambda fields, _: _init(Inception, fields, _IMAGE),
+        lambda path: (
+            path.replace("/", ".").replace(".kernel", ".conv.weight").replace(".bias", ".bn.bias")
+        ),
+    ),
 }
+
+# Tensors of Inception that its features do not depend on, or that become part of others.
+_FOLDED = re.compile(r"^fc\.|\.bn\.(weight|running_mean|running_var|num_batches_tracked)$")
 
 # What a folder's fields say; the rest is what modules default to.
 _RELEASED = {"lpips": {"net": "vgg"}}
@@ -87,6 +99,7 @@ def convert_part(
         from the folder `tokenizer`, or from where a pipeline has them beside the text encoder.
       "tokenizer": MaskGIT's VQGAN, in PyTorch.
       "lpips": torchvision's VGG16, with the LPIPS 0.1 weights of its layers in the file `heads`.
+      "inception": the Inception v3 of FID, in PyTorch (pt_inception-2015-12-05).
 
     `source` is whatever `weights.read` opens, or a diffusion pipeline's folder. `fields` are those
     of the network, by default of the released size. `dtype`, one of `convert.DTYPES`, is how the
@@ -110,6 +123,8 @@ def convert_part(
     tensors = weights.read(source)
     if kind == "lpips":
         tensors = _with_heads(tensors, heads)
+    if kind == "inception":
+        tensors = _without_norms(tensors)
     fields = dict(_RELEASED.get(kind, {}) if fields is None else fields)
     try:
         shapes = part.shapes(fields, tensors)
@@ -157,3 +172,43 @@ def _with_heads(vgg: Mapping[str, np.ndarray], file: str | Path | None) -> dict[
             raise ModelError(f"{file}: tensor {name} is unexpected")
         named[layer.replace("lin", "head.")] = heads[name].reshape(-1)
     return {name: vgg[name] for name in vgg if not name.startswith("classifier.")} | named
+
+
+def _without_norms(network: weights.Tensors) -> weights.Tensors:
+    """Inception's convolutions with the batch norms behind them, under the names they had.
+
+    γ(Wx - μ)/√(σ² + 0.001) + β is a convolution with a bias again, computed here in float64. The
+    classifier is left out.
+    """
+
+    def tensor(name: str) -> np.ndarray:
+        if name not in network:
+            raise ModelError(f"{network.source}: tensor {name} is missing")
+        return network[name].astype(np.float64)
+
+    def folded(name: str) -> np.ndarray:
+        layer, part = name.rsplit(".", 2)[:2]
+        kernel = tensor(f"{layer}.conv.weight")
+        norm = [
+            tensor(f"{layer}.bn.{x}") for x in ("weight", "bias", "running_mean", "running_var")
+        ]
+        if {x.shape for x in norm} != {kernel.shape[:1]}:
+            raise ModelError(f"{network.source}: tensors {layer}.bn do not fit {layer}.conv")
+        gamma, beta, mean, variance = norm
+        scale = gamma / np.sqrt(variance + 1e-3)
+        return beta - mean * scale if part == "bn" else kernel * scale.reshape(-1, 1, 1, 1)
+
+    classes = len(tensor("fc.weight"))
+    if classes != 1008:
+        raise ModelError(
+            f"{network.source}: this Inception knows {classes} classes, FID's knows 1008; give "
+            "that of pt_inception-2015-12-05"
+        )
+    kept = [name for name in network if not _FOLDED.search(name)]
+    return weights.Tensors(
+        network.source,
+        {
+            name: partial(folded if name.endswith((".conv.weight", ".bn.bias")) else tensor, name)
+            for name in kept
+        },
+    )

@@ -59,3 +59,15 @@ def shard_by_shape(mesh: Mesh, tree, min_size: int = 2**16):
         return NamedSharding(mesh, P(*[None] * axis, "fsdp"))
 
     return jax.tree.map(rule, tree)
+
+
+def gathered(tree):
+    """The same arrays, whole on every device of the mesh that is set; unchanged without one.
+
+    For weights where a loss uses them: what is stored cut over `fsdp` is put together there, and
+    its gradient is cut again. Left alone, the partitioner may cut activations by channel instead
+    and send them around at every layer.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, P()), tree)

@@ -46,8 +46,12 @@ class Direction:
     work: Callable[..., Done]  # (load, file, target, overwrite), as encode and decode below
 
 
-def encode(load: Callable, file: Path, target: Path, overwrite: bool) -> Done:
+def encode(
+    load: Callable, file: Path, target: Path, overwrite: bool, steps: int = stream.STEPS
+) -> Done:
     """Image file -> compressed file. `load()` gives the codec, asked for once all else is well.
+
+    Of y's four steps the first `steps` are written, with 0 the tokens alone.
 
     Raises ImageError, ModelError, StreamError or OSError, and then leaves no file.
     """
@@ -56,30 +60,52 @@ def encode(load: Callable, file: Path, target: Path, overwrite: bool) -> Done:
     image, notes = images.read(file)
     codec = load()
     start = time.perf_counter()
-    data = codec.encode(image)
+    data = codec.encode(image, steps)
     seconds = time.perf_counter() - start
     images.atomic_write(target, data, overwrite)
     return Done(image.shape[1], image.shape[0], len(data), seconds, tuple(notes))
 
 
-def decode(load: Callable, file: Path, target: Path, overwrite: bool) -> Done:
-    """Compressed file -> image file, in the format of its extension; otherwise as `encode`."""
+def decode(
+    load: Callable, file: Path, target: Path, overwrite: bool, allow_truncated: bool = False
+) -> Done:
+    """Compressed file -> image file, in the format of its extension; otherwise as `encode`.
+
+    With `allow_truncated` a file whose end is missing is decoded as far as it goes, and a note says
+    what was lost.
+    """
     images.check_writable(target)
     images.check_free(target, overwrite)
-    data, _ = read_stream(file)
-    codec = load()
-    start = time.perf_counter()
+    data, info = read_stream(file)
     try:
-        image = codec.decode(data)
+        if not allow_truncated:
+            stream.check_whole(info)
+        codec = load()
+        start = time.perf_counter()
+        image = codec.decode(data, allow_truncated)
     except StreamError as error:
         raise StreamError(f"{file}: {error}") from error
     seconds = time.perf_counter() - start
     images.write(target, image, overwrite)
-    return Done(image.shape[1], image.shape[0], len(data), seconds)
+    notes = (f"cut short, {_loss(info)}",) if info.cut else ()
+    return Done(image.shape[1], image.shape[0], len(data), seconds, notes)
+
+
+def _loss(info: stream.Info) -> str:
+    """What a cut file lacks, in words."""
+    lost = stream.STEPS - info.steps
+    parts = [f"{lost} of the {stream.STEPS} steps of y"] if lost else []
+    return (
+        f"{info.file_bytes:,} of {info.whole_bytes:,} bytes are there; "
+        f"lost: {' and '.join([*parts, 'the checksum'])}"
+    )
 
 
 def read_stream(file: Path) -> tuple[bytes, stream.Info]:
-    """A compressed file's bytes and contents, checked as far as can be without a model."""
+    """A compressed file's bytes and contents, checked as far as can be without a model.
+
+    A file that is cut behind its tokens passes: see `Info.cut`.
+    """
     if file.stat().st_size > _MAX_STREAM_BYTES:
         raise StreamError(f"{file}: too large to be a compressed image")
     data = file.read_bytes()

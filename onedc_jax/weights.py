@@ -8,7 +8,6 @@ tables, whose names end in "embedding", are the same in both.
 
 import json
 import re
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
@@ -18,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from onedc_jax import torch_files
 from onedc_jax.errors import ModelError
 
 # What a folder of weights may hold, in the order of preference.
@@ -153,6 +153,9 @@ class Tensors(Mapping[str, np.ndarray]):
         is_float = np.issubdtype(array.dtype, np.floating) or array.dtype.kind == "V"
         return array.astype(np.float32, copy=False) if is_float else array
 
+    def __contains__(self, name: object) -> bool:  # Mapping's would read the tensor
+        return name in self._readers
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._readers)
 
@@ -167,8 +170,8 @@ def read(path: str | Path) -> Tensors:
     """Opens a .safetensors file, a PyTorch .bin, .pt or .pth file, or a folder with one of them.
 
     A folder may hold a model in shards (model.safetensors.index.json) or be one of diffusers'
-    (diffusion_pytorch_model.safetensors). PyTorch files need the package torch and are loaded
-    without running code from them. Raises ModelError if there is no such file, or it is unreadable.
+    (diffusion_pytorch_model.safetensors). PyTorch's files are read without it and without running
+    code from them. Raises ModelError if there is no such file, or it is unreadable.
     """
     path = Path(path)
     if path.is_dir():
@@ -185,7 +188,7 @@ def read(path: str | Path) -> Tensors:
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in (".bin", ".pt", ".pth"):
-        return _read_torch(path)
+        return Tensors(path, torch_files.readers(path))
     raise ModelError(f"{path}: not a weight file; expected .safetensors, .bin, .pt or .pth")
 
 
@@ -216,31 +219,6 @@ def _read_shards(index: Path) -> Tensors:
             )
     readers = {name: partial(shards[shard].get, name) for name, shard in shard_of.items()}
     return Tensors(index.parent, readers)
-
-
-def _read_torch(path: Path) -> Tensors:
-    try:
-        import torch
-    except ImportError as error:
-        raise ModelError(
-            f"{path}: reading it needs `pip install torch`; or give the model's .safetensors file"
-        ) from error
-    try:
-        # Only the zip format of PyTorch >= 1.6 can be mapped; older files are read into memory.
-        mapped = zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except Exception as error:  # torch raises many kinds, depending on where the file is broken
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path}: not a readable PyTorch weight file ({reason})") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise ModelError(f"{path}: does not hold named tensors")
-
-    def numpy(tensor):
-        tensor = tensor.detach()
-        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-
-    return Tensors(path, {name: partial(numpy, tensor) for name, tensor in state.items()})
 
 
 def wanted(shapes: Any, rename: Callable[[str], str]) -> dict[str, tuple[str, tuple[int, ...]]]:

@@ -1,4 +1,7 @@
-"""The recipes of configs/, made small enough to run in a test."""
+"""The recipes of configs/, made small enough to run in a test.
+
+Also a file for the launcher: python launch/train.py --config=tests/recipes.py:stage1
+"""
 
 import runpy
 from pathlib import Path
@@ -8,7 +11,7 @@ from conftest import MICRO_MODEL
 ROOT = Path(__file__).parent.parent
 
 
-def get_config(name: str):
+def recipe_file(name: str):
     """The function of configs/NAME.py; the folder is no package."""
     path = ROOT / "configs" / f"{name}.py"
     return runpy.run_path(str(path))["get_config"]
@@ -16,7 +19,7 @@ def get_config(name: str):
 
 def recipe(name: str, **changes):
     """A recipe at :tiny, with the micro model, few steps and the sample photographs."""
-    config = get_config(name)("tiny")
+    config = recipe_file(name)("tiny")
     with config.unlocked():
         config.model = {part: MICRO_MODEL[part] for part in MICRO_MODEL if part in config.model}
     photographs = ROOT / "examples"
@@ -27,3 +30,8 @@ def recipe(name: str, **changes):
     config.validation_batches, config.best = 0, ""  # a program more to compile
     config.update_from_flattened_dict(changes)
     return config
+
+
+def get_config(name: str):
+    """What the launcher calls."""
+    return recipe(name)

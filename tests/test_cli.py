@@ -48,7 +48,9 @@ def compressed(tmp_path):
     """A sound container whose y is nonsense; it suffices for what needs no model."""
     header = stream.Header(width=70, height=50, fingerprint=0xBEEF)
     path = tmp_path / "photo.onedc"
-    path.write_bytes(stream.pack(header, np.zeros(header.z_shape, np.int32), b"\x00" * 5))
+    path.write_bytes(
+        stream.pack(header, np.zeros(header.z_shape, np.int32), b"\x00" * 5, (2, 0, 0, 0))
+    )
     return path
 
 
@@ -81,14 +83,15 @@ def test_what_is_no_image_is_not_encoded(capsys, tmp_path, content):
 
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize("command", ["decode", "info"])
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "version"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "flipped", "version", "longer"])
 def test_what_is_no_stream_is_not_decoded(capsys, compressed, command, damage):
     data = bytearray(compressed.read_bytes())
     if damage == "flipped":
         data[-6] ^= 4
     if damage == "version":
         data[1] = 0xF0
-    changed = {"empty": b"", "text": b"hello\n", "cut": data[:-3]}.get(damage, bytes(data))
+    changed = {"empty": b"", "text": b"hello\n", "cut": data[:9], "longer": bytes(data) + b"\n"}
+    changed = changed.get(damage, bytes(data))
     compressed.write_bytes(changed)
     assert "photo.onedc: " in fails(capsys, command, compressed)
     assert list(compressed.parent.iterdir()) == [compressed]
@@ -160,7 +163,8 @@ def test_info_tells_where_the_bytes_go(capsys, compressed):
     facts = json.loads(out)
     assert (code, err) == (0, "")
     assert (facts["width"], facts["height"], facts["fingerprint"]) == (70, 50, "beef")
-    assert facts["y_bytes"] == 5
+    assert facts["y_bytes"] == 5 and facts["step_bytes"] == [5, 0, 0, 0]
+    assert (facts["arithmetic"], facts["rate"], facts["cut"]) == ("float32_cpu", None, False)
     parts = sum(facts[f"{part}_bytes"] for part in ("header", "z", "y", "checksum"))
     assert parts == facts["bytes"] == compressed.stat().st_size
     assert facts["bpp"] == pytest.approx(8 * facts["bytes"] / (70 * 50), abs=1e-6)
@@ -170,6 +174,22 @@ def test_info_is_readable_without_json(capsys, compressed):
     _, out, _ = onedc(capsys, "info", compressed)
     for fact in ("70x50", "bpp", "beef", "version", "5 bytes"):
         assert fact in out
+
+
+def test_info_says_that_a_file_is_cut(capsys, compressed):
+    whole = compressed.read_bytes()
+    compressed.write_bytes(whole[:-6])
+    code, out, _ = onedc(capsys, "info", compressed)
+    assert code == 0 and f"{len(whole) - 6} of {len(whole)} bytes; z and 0 steps" in out
+    facts = json.loads(onedc(capsys, "info", compressed, "--json")[1])
+    assert facts["cut"] and (facts["bytes"], facts["whole_steps"]) == (len(whole) - 6, 0)
+
+
+def test_info_tells_a_rate(capsys, compressed):
+    header = stream.Header(64, 64, 1, stream.Arithmetic.INTEGER, rate=77)
+    compressed.write_bytes(stream.pack(header, np.zeros((1, 1), np.int32)))
+    out = onedc(capsys, "info", compressed)[1]
+    assert "77" in out and "integer" in out and "steps" not in out
 
 
 def test_info_goes_on_past_a_bad_file(capsys, tmp_path, compressed):
@@ -243,6 +263,26 @@ def test_a_photo_there_and_back(capsys, photo, tiny_model):
     with Image.open(restored) as image:
         assert image.format == "BMP"
         np.testing.assert_array_equal(image, codec.decode(compressed.read_bytes()))
+
+
+def test_a_cut_file_is_decoded_only_where_that_is_asked_for(capsys, photo, tiny_model):
+    assert onedc(capsys, "encode", photo, "--model", tiny_model)[0] == 0
+    compressed, target = photo.with_suffix(".onedc"), photo.with_name("restored.png")
+    data = compressed.read_bytes()
+    compressed.write_bytes(data[:-9])
+    arguments = ("decode", compressed, target, "--model", tiny_model)
+    assert f"has {len(data) - 9} of {len(data)} bytes; --allow-trunc" in fails(capsys, *arguments)
+    assert not target.exists()
+    code, _, err = onedc(capsys, *arguments, "--allow-truncated")
+    assert code == 0 and err.count("\n") == 1 and target.is_file()
+    assert "1 of the 4 steps of y and the checksum" in err
+    compressed.write_bytes(data[: stream.inspect(data).header_bytes + 1])
+    assert "nothing of it" in fails(capsys, *arguments, "--allow-truncated", "--overwrite")
+
+
+def test_a_file_of_tokens_alone(capsys, photo, tiny_model):
+    assert onedc(capsys, "encode", photo, "--z-only", "--model", tiny_model)[0] == 0
+    assert photo.with_suffix(".onedc").stat().st_size == 6 + 4 + 4
 
 
 def test_a_folder_there_and_back(capsys, tmp_path, tiny_model):

@@ -1,5 +1,8 @@
 """Images through bytes: what the decoder holds is what the encoder held."""
 
+import dataclasses
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,7 @@ from pictures import photo
 import onedc_jax
 from onedc_jax.coding import path, stream, tables
 from onedc_jax.coding.codec import load
-from onedc_jax.coding.entropy import encode_steps
+from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +44,9 @@ def test_values_beyond_every_table_survive(codec):
     y, z_indices = (x.copy() for x in codec.analyse(photo(64, 64)))
     y[0, 0, :3], y[1, 1, 0] = (20000.0, -20000.0, 1e9), np.nan
     steps, y_hat = path.quantise(y, z_indices)
-    data = encode_steps(steps)
-    np.testing.assert_array_equal(path.dequantise(data, z_indices), y_hat)
+    decoder = SymbolDecoder(*encode_steps(steps))
+    np.testing.assert_array_equal(path.dequantise(decoder.decode, z_indices), y_hat)
+    decoder.finish()
     assert np.abs(y_hat[0, 0, :2] - y[0, 0, :2]).max() <= 0.5
     assert np.isfinite(y_hat).all()
 
@@ -75,6 +79,51 @@ def test_damage_is_refused_or_harmless(codec):
         broken[rng.integers(len(data))] ^= 1 << rng.integers(8)
         with pytest.raises(onedc_jax.StreamError):
             codec.decode(bytes(broken))
+
+
+def test_fewer_steps_are_the_beginning_of_the_same_picture(codec):
+    """And a file cut behind a step decodes to what encoding up to that step gives."""
+    image = photo(64, 64)
+    data = codec.encode(image)
+    info = stream.inspect(data)
+    start = info.header_bytes + info.z_bytes
+    for steps in range(stream.STEPS + 1):
+        short = codec.encode(image, steps=steps)
+        held = codec.decode_latents(short)[1]
+        cut = data[: start + sum(info.step_bytes[:steps])]
+        got = codec.decode_latents(cut, allow_truncated=True)[1]
+        np.testing.assert_array_equal(got.z_indices, held.z_indices)
+        np.testing.assert_array_equal(got.y_hat, held.y_hat)
+        np.testing.assert_array_equal(codec.decode(cut, allow_truncated=True), codec.decode(short))
+    assert short == data
+
+
+def test_of_z_alone_the_decoder_holds_the_means_of_the_network(codec):
+    image = photo(64, 64)
+    data = codec.encode(image, steps=0)
+    assert stream.inspect(data).y_bytes == 0
+    _, held = codec.decode_latents(data)
+    z_only = lambda model, z_indices: model.codec.synthesise_z_only(z_indices)["y_hat"]
+    apply = jax.jit(partial(codec.model.apply, method=z_only))
+    expected = apply({"params": codec.params}, held.z_indices[None])[0]
+    np.testing.assert_allclose(held.y_hat, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_number_of_steps_that_cannot_be_is_refused(codec):
+    with pytest.raises(ValueError, match="steps"):
+        codec.encode(photo(64, 64), steps=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(dict(arithmetic=1), "arithmetic integer"), (dict(rate=3), "a model of one rate")],
+)
+def test_a_stream_of_another_kind_is_refused(codec, change, message):
+    content = stream.unpack(codec.encode(photo(64, 64)))
+    header = dataclasses.replace(content.header, **change)
+    data = stream.pack(header, content.z, content.y, content.words)
+    with pytest.raises(onedc_jax.StreamError, match=message):
+        codec.decode(data)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import optax
 import pytest
 from conftest import MICRO_MODEL
 from pictures import photo
-from recipes import get_config, recipe
+from recipes import recipe, recipe_file
 
 from onedc_jax.checkpoint import save_model
 from onedc_jax.errors import ModelError, OneDCError
@@ -152,7 +152,7 @@ def test_a_teacher_that_does_not_fit_is_refused(tmp_path, tiny_model):
 
 @pytest.mark.parametrize("size", ["tiny", "full"])
 def test_crops_of_the_recipe_fit_its_student(size, tokenizer):
-    config = get_config("stage1")(size)
+    config = recipe_file("stage1")(size)
     config.distillation.tokenizer = tokenizer
     assert distillation.load(config).head.window == config.distillation.head.window
 

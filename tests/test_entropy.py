@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import reader
 from constriction import stream
 
 from onedc_jax.coding import entropy, tables
@@ -16,8 +17,13 @@ def sample(rng, count, levels=None):
     return symbols.astype(np.int32), indices.astype(np.uint8)
 
 
-def decode(data, steps):
-    decoder = entropy.SymbolDecoder(data)
+def encode(steps):
+    """The bytes alone."""
+    return entropy.encode_steps(steps)[0]
+
+
+def decode(data, steps, lengths):
+    decoder = entropy.SymbolDecoder(data, lengths)
     decoded = [decoder.decode(indices) for _, indices in steps]
     decoder.finish()
     return decoded
@@ -34,46 +40,13 @@ def information(steps):
     return bits
 
 
-def reference_decode(data, steps):
-    """The decoder as docs/format.md tells it, in Python integers, one symbol at a time."""
-    words = list(np.frombuffer(bytes(-len(data) % 4) + data, ">u4").tolist())
-    state = 0
-    while words and state < 2**32:
-        state = state << 32 | words.pop(0)
-
-    def pop(frequencies):
-        nonlocal state
-        slot, code, start = state & 0xFFFFFF, 0, 0
-        while slot >= start + frequencies[code]:
-            start += frequencies[code]
-            code += 1
-        state = (state >> 24) * frequencies[code] + slot - start
-        if state < 2**32 and words:
-            state = state << 32 | words.pop(0)
-        return code
-
-    result = []
-    for _, indices in steps:
-        symbols, escaped = np.zeros(len(indices), np.int32), []
-        for position in sorted(range(len(indices)), key=lambda i: indices[i]):
-            level = indices[position]
-            code = pop(tables.load().frequencies[level].tolist())
-            symbols[position] = code // 2 if code % 2 == 0 else -(code + 1) // 2
-            if code == tables.load().escape[level]:
-                escaped.append(position)
-        for position in escaped:
-            raw = pop([256] * 65536)
-            symbols[position] = raw if raw < 32768 else raw - 65536
-        result.append(symbols)
-    assert state == 0 and not words
-    return result
-
-
 @pytest.mark.parametrize("levels", [None, [0], [255], [3, 4]])
 def test_round_trip(levels):
     rng = np.random.default_rng(1)
     steps = [sample(rng, count, levels) for count in (3000, 0, 1, 700)]
-    results = decode(entropy.encode_steps(steps), steps)
+    data, lengths = entropy.encode_steps(steps)
+    assert 4 * sum(lengths) - len(data) in range(4)
+    results = decode(data, steps, lengths)
     for (symbols, _), decoded in zip(steps, results, strict=True):
         assert decoded.dtype == np.int32
         np.testing.assert_array_equal(decoded, symbols)
@@ -86,23 +59,78 @@ def test_every_table_and_every_boundary_of_it():
     per_level = [np.concatenate([values, [e, -e, e + 1, -e - 1]]) for e in ends]
     indices = np.repeat(np.arange(256, dtype=np.uint8), 9)
     steps = [(np.concatenate(per_level).astype(np.int32), indices)]
-    np.testing.assert_array_equal(decode(entropy.encode_steps(steps), steps)[0], steps[0][0])
+    data, lengths = entropy.encode_steps(steps)
+    np.testing.assert_array_equal(decode(data, steps, lengths)[0], steps[0][0])
 
 
 def test_the_bytes_are_those_of_the_format():
     """An independent decoder, written from the format's description, reads the same symbols."""
     rng = np.random.default_rng(2)
-    steps = [sample(rng, 200) for _ in range(4)]
-    data = entropy.encode_steps(steps)
-    for (symbols, _), decoded in zip(steps, reference_decode(data, steps), strict=True):
-        np.testing.assert_array_equal(decoded, symbols)
+    for counts in ((200,) * 4, (0, 5, 0, 90), (3, 0, 0, 0), (90, 1, 2, 0)):
+        steps = [sample(rng, count) for count in counts]
+        data, lengths = entropy.encode_steps(steps)
+        results, expected = reader.read_symbols(data, [levels.tolist() for _, levels in steps])
+        assert list(lengths) == expected
+        assert results == [symbols.tolist() for symbols, _ in steps]
+
+
+def test_the_first_steps_need_only_their_own_bytes():
+    rng = np.random.default_rng(8)
+    for counts in ((3000, 700, 1, 90), (0, 5, 0, 90), (200, 0, 3000, 2), (1, 1, 1, 1)):
+        steps = [sample(rng, count) for count in counts]
+        data, lengths = entropy.encode_steps(steps)
+        missing = 4 * sum(lengths) - len(data)
+        for count in range(5):
+            first = data[: 4 * sum(lengths[:count]) - missing if count else 0]
+            decoder = entropy.SymbolDecoder(first, lengths[:count])
+            for k, (symbols, indices) in enumerate(steps):
+                expected = symbols if k < count else np.zeros_like(symbols)
+                np.testing.assert_array_equal(decoder.decode(indices), expected)
+
+
+def test_of_a_cut_stream_the_last_step_may_not_look_for_more_words():
+    """Where damage makes it longer they run out; an honest decoder has words for its state."""
+    rng = np.random.default_rng(11)
+    indices = np.full(400, 255, np.uint8)
+    steps = [(rng.integers(-99, 100, 400).astype(np.int32), indices) for _ in range(2)]
+    data, lengths = entropy.encode_steps(steps)
+    first = data[: 4 * lengths[0] - (4 * sum(lengths) - len(data))]
+    decoder = entropy.SymbolDecoder(first, lengths[:1])
+    decoder.decode(indices)
+    decoder.finish(cut=True)
+    longer = entropy.SymbolDecoder(first, lengths[:1])
+    longer.decode(np.full(500, 255, np.uint8))
+    with pytest.raises(StreamError, match="does not end where it should"):
+        longer.finish(cut=True)
+
+
+def test_a_step_of_another_length_is_noticed():
+    steps = [sample(np.random.default_rng(9), 400) for _ in range(4)]
+    data, lengths = entropy.encode_steps(steps)
+    for k in range(3):
+        wrong = list(lengths)
+        wrong[k], wrong[k + 1] = wrong[k] + 1, wrong[k + 1] - 1
+        decoder = entropy.SymbolDecoder(data, wrong)
+        for _, indices in steps[:k]:
+            decoder.decode(indices)
+        with pytest.raises(StreamError, match="does not end where it should"):
+            decoder.decode(steps[k][1])
+
+
+def test_steps_of_zeros_at_the_end_are_free():
+    rng = np.random.default_rng(10)
+    steps = [sample(rng, 300), sample(rng, 300)]
+    zeros = [(np.zeros(300, np.int32), sample(rng, 300)[1]) for _ in range(2)]
+    none = (np.zeros(0, np.int32), np.zeros(0, np.uint8))
+    assert entropy.encode_steps([*steps, *zeros]) == entropy.encode_steps([*steps, none, none])
 
 
 def test_the_example_of_the_format():
     first = np.array([0, -1, 2, 0, 300], np.int32), np.array([128, 0, 100, 128, 100], np.uint8)
     second = np.array([1], np.int32), np.array([255], np.uint8)
-    data = entropy.encode_steps([first, second])
+    data, lengths = entropy.encode_steps([first, second])
     assert data.hex(" ") == "01 ac 07 78 ff ff 47 77 de b4 38"
+    assert lengths == (3, 0)
 
 
 def test_models_have_exactly_the_tables_frequencies():
@@ -121,15 +149,16 @@ def test_models_have_exactly_the_tables_frequencies():
 def test_size_is_the_information(levels, count):
     rng = np.random.default_rng(count)
     steps = [sample(rng, count, levels) for _ in range(4)]
-    assert 8 * len(entropy.encode_steps(steps)) <= 1.001 * information(steps) + 32
+    assert 8 * len(encode(steps)) <= 1.001 * information(steps) + 32
 
 
 def test_nothing_and_certainties_cost_nothing():
     zeros = (np.zeros(49152, np.int32), np.zeros(49152, np.uint8))
     none = (np.zeros(0, np.int32), np.zeros(0, np.uint8))
-    assert entropy.encode_steps([]) == entropy.encode_steps([none] * 4) == b""
-    assert entropy.encode_steps([zeros] * 4) == b""
-    assert not np.any(decode(b"", [zeros] * 4))
+    assert encode([]) == encode([none] * 4) == b""
+    assert entropy.encode_steps([zeros] * 4) == (b"", (0,) * 4)
+    for lengths in ((), (0,) * 4):
+        assert not np.any(decode(b"", [zeros] * 4, lengths))
 
 
 def test_encoding_is_deterministic():
@@ -151,24 +180,26 @@ def test_other_dtypes_are_refused():
     with pytest.raises(ValueError, match="int32"):
         entropy.encode_steps([(np.zeros(3, np.int32), indices)])
     with pytest.raises(ValueError, match="uint8"):
-        entropy.SymbolDecoder(b"").decode(indices.astype(np.int32))
+        entropy.SymbolDecoder(b"", (0,)).decode(indices.astype(np.int32))
 
 
 def test_bytes_left_over_are_noticed():
     steps = [sample(np.random.default_rng(4), 300)]
+    data, (length,) = entropy.encode_steps(steps)
     with pytest.raises(StreamError, match="does not end"):
-        decode(entropy.encode_steps(steps) + b"\1", steps)
+        decode(data + b"\1", steps, (length,))
 
 
 def test_other_tables_are_noticed():
     symbols, indices = sample(np.random.default_rng(5), 300, [100])
+    data, lengths = entropy.encode_steps([(symbols, indices)])
     with pytest.raises(StreamError):
-        decode(entropy.encode_steps([(symbols, indices)]), [(symbols, indices + np.uint8(9))])
+        decode(data, [(symbols, indices + np.uint8(9))], lengths)
 
 
 def test_a_leading_zero_byte_is_refused():
     with pytest.raises(StreamError, match="zero"):
-        entropy.SymbolDecoder(b"\0\1")
+        entropy.SymbolDecoder(b"\0\1", (1,))
 
 
 def test_an_escape_of_a_value_with_its_own_code_is_refused():
@@ -177,7 +208,7 @@ def test_an_escape_of_a_value_with_its_own_code_is_refused():
     for raw in (0, 4, 65536 - 4, 32768):  # under level 0, -4..4 have codes; -32768 is no symbol
         state = raw << 8  # raw, coded last
         state = (state // 16 << 24) + start + state % 16  # the escape, of frequency 16, before it
-        decoder = entropy.SymbolDecoder(state.to_bytes(8, "big").lstrip(b"\0"))
+        decoder = entropy.SymbolDecoder(state.to_bytes(8, "big").lstrip(b"\0"), (2,))
         with pytest.raises(StreamError, match="escape"):
             decoder.decode(np.zeros(1, np.uint8))
 
@@ -189,11 +220,11 @@ def test_noise_decodes_to_something_or_is_refused():
         data = rng.bytes(rng.integers(0, 60))
         indices = rng.integers(0, 256, rng.integers(0, 50)).astype(np.uint8)
         try:
-            decoder = entropy.SymbolDecoder(data)
+            decoder = entropy.SymbolDecoder(data, (-(-len(data) // 4),))
             symbols = decoder.decode(indices)
             decoder.finish()
         except StreamError:
             refused += 1
         else:  # then it is the one encoding of these symbols
-            assert entropy.encode_steps([(symbols, indices)]) == data
+            assert encode([(symbols, indices)]) == data
     assert refused < 300

@@ -22,12 +22,14 @@ ROOMS = {
     "onedc_jax.sharding": ["errors"],
     "onedc_jax.compilation": ["errors"],
     "onedc_jax.folders": ["errors"],
-    "onedc_jax.weights": ["errors"],
+    "onedc_jax.torch_files": ["errors"],
+    "onedc_jax.weights": ["errors", "torch_files"],
     "onedc_jax.captions": ["errors"],
     "onedc_jax.distributed": ["errors"],
     # what the network is
     "onedc_jax.models.layers": [],
     "onedc_jax.models.onedc": ["errors", "models.*"],
+    "onedc_jax.models.dists": ["errors", "models.*", "torch_files"],
     "onedc_jax.models.*": ["errors", "models.*"],
     # models on disk
     "onedc_jax.checkpoint": ["errors", "models.*"],
@@ -35,23 +37,34 @@ ROOMS = {
     "onedc_jax.convert_parts": [
         *("errors", "models.*", "weights", "checkpoint", "convert", "captions"),
     ],
+    "onedc_jax.quantization": ["errors", "models.*"],
     # integers and bytes; only the codec knows a network
     "onedc_jax.coding.codec": ["errors", "models.*", "checkpoint", "coding.*"],
     "onedc_jax.coding.path": [
-        *("errors", "models.*", "checkpoint", "coding.tables", "coding.entropy"),
+        *("errors", "models.*", "checkpoint"),
+        *("coding.tables", "coding.entropy", "coding.stream"),
     ],
+    "onedc_jax.coding.proof": ["errors", "models.*", "coding.entropy", "coding.path"],
     "onedc_jax.coding.*": ["errors", "coding.tables", "coding.entropy", "coding.stream"],
     # how it is learned
     "onedc_jax.training.loop": [
         *("errors", "models.*", "training.*", "checkpoint", "weights"),
-        *("captions", "data", "distributed", "log", "sharding"),
+        *("captions", "data", "distributed", "log", "sharding", "evaluation.checkpoints"),
     ],
     "onedc_jax.training.programs": ["errors", "training.state", "sharding"],
-    "onedc_jax.training.*": ["errors", "models.*", "training.*", "checkpoint", "weights"],
-    # what people use
-    "onedc_jax.evaluate": [
-        *("errors", "models.lpips", "coding.*", "images", "metrics", "log", "folders"),
+    "onedc_jax.training.*": [
+        *("errors", "models.*", "training.*", "checkpoint", "weights", "sharding"),
     ],
+    # how good it is
+    "onedc_jax.evaluation.distances": ["errors", "metrics", "models.*"],
+    "onedc_jax.evaluation.distributions": ["errors", "models.*", "checkpoint"],
+    "onedc_jax.evaluation.codecs": ["errors", "coding.codec"],
+    "onedc_jax.evaluation.rate": ["errors"],
+    "onedc_jax.evaluation.plots": ["errors", "evaluation.rate"],
+    "onedc_jax.evaluation.*": [
+        *("errors", "images", "folders", "log", "metrics", "evaluation.*"),
+    ],
+    # what people use
     "onedc_jax.transcode": ["errors", "images", "coding.stream"],
     "onedc_jax.cli": ["*"],
     "onedc_jax.cli.*": ["*"],
@@ -63,8 +76,10 @@ LIGHT = {
     "onedc_jax": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.cli": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.cli.common": ("jax", "flax", "numpy", "PIL", "orbax"),
+    "onedc_jax.cli.evaluation": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.cli.files": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.cli.models": ("jax", "flax", "numpy", "PIL", "orbax"),
+    "onedc_jax.cli.quantize": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.folders": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.errors": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.compilation": ("jax", "flax"),

@@ -1,8 +1,6 @@
 """Stage 2: who moves at which update, on models of a few channels."""
 
-import runpy
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import LOCAL, MICRO_MODEL
+from recipes import recipe_file
 
 from onedc_jax.checkpoint import load_model, save_model
 from onedc_jax.coding.codec import load
@@ -24,7 +23,6 @@ from onedc_jax.training.state import paths
 # Compiling takes most of the time here, and code that is not optimised computes the same.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
-ROOT = Path(__file__).parent.parent
 UNET = LOCAL | dict(widths=(8, 16), layers=1, attention=(False, False), heads=2)
 TEXT = dict(vocabulary=16, length=7, width=8, layers=1, heads=2, hidden=8)
 
@@ -52,8 +50,7 @@ def teacher(tmp_path_factory):
 
 
 def recipe(model, teacher, **changes):
-    get_config = runpy.run_path(str(ROOT / "configs" / "stage2.py"))["get_config"]
-    config = get_config("tiny")
+    config = recipe_file("stage2")("tiny")
     config.init.model, config.init.teacher = str(model), str(teacher)
     config.realism = dict(width=8, norm_groups=1)
     config.batch_size, config.data.crop, config.warmup = 2, 128, 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import MICRO_MODEL
 from pictures import photo
-from recipes import get_config
+from recipes import recipe_file
 
 from onedc_jax.checkpoint import load_model, save_model
 from onedc_jax.errors import OneDCError
@@ -37,7 +37,7 @@ def learn(stage, batch: dict, seeds=range(STEPS)) -> tuple:
 
 @pytest.fixture(scope="module")
 def codes():
-    config = get_config("tokenizer")("tiny")
+    config = recipe_file("tokenizer")("tiny")
     with config.unlocked():
         config.model.tokenizer = dict(
             widths=(8, 8, 8, 16), layers=1, codes=32, features=8, norm_groups=4
@@ -90,7 +90,7 @@ def test_entropy_of_what_is_certain_is_zero_with_a_finite_slope():
 
 
 def small_teacher(vae: str, **changes):
-    config = get_config("teacher")("tiny")
+    config = recipe_file("teacher")("tiny")
     with config.unlocked():
         config.model.unet = MICRO_MODEL["generator"]["unet"] | dict(out_channels=4)
         config.model.text = dict(vocabulary=16, length=6, width=8, layers=1, heads=2, hidden=16)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pictures import photo
+from PIL import Image
 from recipes import recipe
 
 import onedc_jax
@@ -32,13 +33,16 @@ def vae_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stage1_run(vae_run):
     workdir = vae_run.with_name("stage1")
-    train(from_vae(vae_run), workdir)
+    (folder := vae_run.with_name("coded")).mkdir()
+    Image.fromarray(photo(64, 64)).save(folder / "photo.png")
+    coded = {"coded.images": str(folder), "coded.metrics": ("psnr",), "best": "-coded_psnr"}
+    train(from_vae(vae_run, **coded), workdir)
     return workdir
 
 
 def from_vae(vae_run: Path, **changes):
     """Stage 1 after `vae_run`, at a rate that does not depend on the number of steps."""
-    return recipe("stage1", **{"init.vae": str(vae_run), "schedule": "constant"}, **changes)
+    return recipe("stage1", **{"init.vae": str(vae_run), "schedule": "constant"} | changes)
 
 
 def leaves(path: Path) -> dict[str, np.ndarray]:
@@ -72,13 +76,22 @@ def test_a_run_that_was_stopped_continues_as_if_it_had_not_been(vae_run, stage1_
 
 def test_a_run_leaves_metrics_and_pictures(stage1_run):
     lines = [json.loads(line) for line in (stage1_run / "metrics.jsonl").read_text().splitlines()]
-    assert {"bpp", "lpips", "l1", "psnr", "loss"} <= lines[-1].keys()
+    assert {"bpp", "lpips", "l1", "psnr", "loss"} <= lines[-2].keys()
     assert (stage1_run / "panels" / "0000004.png").is_file()
+
+
+def test_checkpoints_are_measured_through_bytes(stage1_run):
+    lines = [json.loads(line) for line in (stage1_run / "metrics.jsonl").read_text().splitlines()]
+    coded = [line["validation_coded_bpp"] for line in lines if "validation_coded_bpp" in line]
+    assert len(coded) == 2  # one for each checkpoint
+    data = onedc_jax.load(stage1_run).encode(photo(64, 64))
+    assert coded[-1] == pytest.approx(8 * len(data) / 64**2)
 
 
 @pytest.mark.parametrize(
     "changes, words",
     [
+        ({"best": "coded_bpp"}, "name images to code"),
         ({"data.root": "no/such/folder"}, "no such folder"),
         ({"init.vae": "no/such/model"}, "no such model folder"),
         ({"batch_size": 3, "data.crops_per_image": 2}, "does not divide"),

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import onedc_jax
 from onedc_jax import folders
-from onedc_jax.cli import files, models
+from onedc_jax.cli import evaluation, files, models, quantize
 from onedc_jax.cli.common import INTERRUPTED, SOME_FAILED, USER_ERROR, say
 
 _EXAMPLES = """\
@@ -18,6 +18,7 @@ examples:
   onedc decode photo.onedc               photo.png
   onedc encode photos/ small/            every image below photos/
   onedc info photo.onedc                 what is in it, without a model
+  onedc eval --images photos/ --out R    R/index.html: against JPEG, WebP, AVIF, JPEG 2000
 
 `onedc COMMAND --help` tells more."""
 
@@ -63,6 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"onedc {onedc_jax.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (files, models):
+    for group in (files, models, quantize, evaluation):
         group.add(commands)
     return parser

@@ -1,9 +1,11 @@
 """encode, decode and info: what people do with files."""
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from onedc_jax import folders
@@ -24,7 +26,9 @@ examples:
   onedc encode photo.jpg out/p.onedc     writes out/p.onedc
   onedc encode photos/ small/            the same subfolders in small/, made as needed; goes on
                                          past a bad file, sums up, and returns 1 if any failed
-  onedc encode photo.jpg --model RUN     with a model that you trained or converted"""
+  onedc encode photo.jpg --model RUN     with a model that you trained or converted
+  onedc encode photo.jpg --z-only        the smallest file: what is in the picture, but only
+                                         roughly where; --steps 1, 2, 3 are in between"""
 
 _DECODE = (
     "Restores an image from a compressed file, or from every .onedc file in a folder and below."
@@ -34,18 +38,22 @@ _DECODE_EXAMPLES = """\
 examples:
   onedc decode photo.onedc               writes photo.png
   onedc decode photo.onedc photo.jpg     the extension chooses the format
-  onedc decode small/ restored/          PNG files, in the same subfolders"""
+  onedc decode small/ restored/          PNG files, in the same subfolders
+  onedc decode --allow-truncated p.onedc what is whole of a file whose end is missing, and a line
+                                         that says what was lost"""
 
 _INFO_EXAMPLES = """\
 examples:
   onedc info photo.onedc
-  onedc info --json small/*.onedc        one JSON object a line"""
+  onedc info --json small/*.onedc        one JSON object a line; "cut" says if its end is missing"""
 
 
 def add(commands) -> None:
     """Adds the subcommands."""
 
-    def transcode(name: str, run: Callable, help: str, description: str, epilog: str):
+    def transcode(
+        name: str, run: Callable, help: str, description: str, epilog: str
+    ) -> argparse.ArgumentParser:
         child = command(commands, name, run, help, description, epilog)
         child.add_argument("input", type=Path, metavar="INPUT", help="a file, or a folder")
         child.add_argument(
@@ -62,9 +70,30 @@ def add(commands) -> None:
             help="an embedded preset or a model folder (default: %(default)s)",
         )
         child.add_argument("--overwrite", action="store_true", help="replace files that exist")
+        return child
 
-    transcode("encode", _encode, "images to small files", _ENCODE, _ENCODE_EXAMPLES)
-    transcode("decode", _decode, "small files to images", _DECODE, _DECODE_EXAMPLES)
+    encode = transcode("encode", _encode, "images to small files", _ENCODE, _ENCODE_EXAMPLES)
+    amount = encode.add_mutually_exclusive_group()
+    amount.add_argument(
+        "--steps",
+        type=int,
+        choices=range(5),
+        default=4,
+        help="how many of the four steps of detail to write (default: %(default)s, all)",
+    )
+    amount.add_argument(
+        "--z-only",
+        action="store_const",
+        const=0,
+        dest="steps",
+        help="write none of them, only the 14-bit tokens: as --steps 0",
+    )
+    decode = transcode("decode", _decode, "small files to images", _DECODE, _DECODE_EXAMPLES)
+    decode.add_argument(
+        "--allow-truncated",
+        action="store_true",
+        help="decode what is whole of a file whose end is missing",
+    )
 
     help = "what a compressed file holds"
     child = command(
@@ -77,16 +106,18 @@ def add(commands) -> None:
 def _encode(arguments: argparse.Namespace) -> int:
     from onedc_jax import transcode
 
-    return _transcode(transcode.ENCODE, arguments)
+    return _transcode(transcode.ENCODE, arguments, steps=arguments.steps)
 
 
 def _decode(arguments: argparse.Namespace) -> int:
     from onedc_jax import transcode
 
-    return _transcode(transcode.DECODE, arguments)
+    allowed = arguments.allow_truncated
+    return _transcode(transcode.DECODE, arguments, allow_truncated=allowed)
 
 
-def _transcode(direction, arguments: argparse.Namespace) -> int:
+def _transcode(direction, arguments: argparse.Namespace, **options) -> int:
+    direction = replace(direction, work=functools.partial(direction.work, **options))
     source, target = arguments.input, arguments.output
     load = loader(arguments.model)
     if source.is_dir():
@@ -165,10 +196,15 @@ def _info(arguments: argparse.Namespace) -> int:
             "fingerprint": f"{header.fingerprint:04x}",
             "version": header.version,
             "arithmetic": header.arithmetic.name.lower(),
+            "rate": header.rate,
             "header_bytes": info.header_bytes,
             "z_bytes": info.z_bytes,
             "y_bytes": info.y_bytes,
+            "step_bytes": info.step_bytes,
             "checksum_bytes": info.checksum_bytes,
+            "whole_bytes": info.whole_bytes,
+            "cut": info.cut,
+            "whole_steps": info.steps,
         }
         print(json.dumps(facts) if arguments.json else _as_text(facts), flush=True)
     return code
@@ -182,7 +218,17 @@ def _as_text(facts: dict) -> str:
         "version": facts["version"],
         "arithmetic": facts["arithmetic"],
     }
+    if facts["rate"] is not None:
+        rows["rate"] = facts["rate"]
     rows |= {part: f"{facts[part + '_bytes']:,} bytes" for part in ("header", "z", "y", "checksum")}
+    if facts["y_bytes"]:
+        steps = " + ".join(f"{count:,}" for count in facts["step_bytes"])
+        rows["y"] += f"  (steps {steps})"
+    if facts["cut"]:
+        rows["cut"] = (
+            f"{facts['bytes']:,} of {facts['whole_bytes']:,} bytes; z and "
+            f"{facts['whole_steps']} steps of y are there"
+        )
     return "\n".join([facts["file"], *(f"  {name:<11} {value}" for name, value in rows.items())])
 
 

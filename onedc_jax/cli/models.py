@@ -17,19 +17,20 @@ example:
   onedc encode photo.jpg --model big
 
 `onedc convert-part` converts one network that training starts from: a diffusion U-Net, a VAE, a
-text encoder, a tokenizer, LPIPS."""
+text encoder, a tokenizer, LPIPS, and the network of FID."""
 
 _CONVERT_PART = """\
 Turns one network that others released (safetensors, .bin or .pth) into a model folder for training
-to start from. Every tensor must find its place and every parameter its tensor.
+to start from, or for evaluation. Every tensor must find its place and every parameter its tensor.
 
-KIND, and where training takes what becomes of it:
+KIND, and who takes what becomes of it:
   unet       Stable Diffusion 1.5's U-Net              stage 2  --config.init.teacher
              DMD2's one-step generator                 stage 1  --config.init.unet
   vae        Stable Diffusion 2.1's                    stage 1  --config.init.vae
   text       CLIP's text encoder, with its tokenizer   stage 2  --config.init.text
   tokenizer  MaskGIT's VQGAN                           stage 1  --config.distillation.tokenizer
-  lpips      torchvision's VGG16 (with --heads)        stage 2  --config.init.lpips"""
+  lpips      torchvision's VGG16 (with --heads)        stage 2  --config.init.lpips
+  inception  FID's, pt_inception-2015-12-05            eval     --inception"""
 
 _CONVERT_PART_EXAMPLES = """\
 examples:
@@ -70,7 +71,7 @@ def add(commands) -> None:
     child = command(
         commands, "convert-part", _convert_part, help, _CONVERT_PART, _CONVERT_PART_EXAMPLES
     )
-    kinds = ("unet", "vae", "text", "tokenizer", "lpips")
+    kinds = ("unet", "vae", "text", "tokenizer", "lpips", "inception")
     child.add_argument("kind", choices=kinds, metavar="KIND", help="what it is, see above")
     child.add_argument(
         "source", type=Path, metavar="SOURCE", help="a file, its folder or that of a pipeline"
@@ -110,7 +111,8 @@ def _convert_part(arguments: argparse.Namespace) -> int:
 
     options = {name: getattr(arguments, name) for name in ("heads", "tokenizer", "dtype")}
     convert_part(arguments.kind, arguments.source, arguments.out, fields=fields, **options)
-    print(f"{arguments.out}: the {arguments.kind}, for training to start from")
+    purpose = "evaluation to use" if arguments.kind == "inception" else "training to start from"
+    print(f"{arguments.out}: the {arguments.kind}, for {purpose}")
     return 0
 
 

@@ -16,12 +16,15 @@ import numpy as np
 
 from onedc_jax.checkpoint import check_tree, is_sealed, load_model, resolve
 from onedc_jax.coding import stream
-from onedc_jax.coding.entropy import encode_steps
-from onedc_jax.coding.path import FloatPath
+from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
+from onedc_jax.coding.path import FloatPath, IntegerPath
 from onedc_jax.errors import ImageError, ModelError, StreamError
+from onedc_jax.models import integer
 from onedc_jax.models.onedc import BLOCK, OneDC, build, param_shapes
 
 Array = jax.Array
+
+_EMPTY = np.zeros(0, np.int32), np.zeros(0, np.uint8)  # a step that is not coded
 
 
 @dataclass(frozen=True)
@@ -42,33 +45,53 @@ class Codec:
     name: str
     model: OneDC
     params: Any
+    entropy: Any = None  # integers, see `models/integer.py`; None: probabilities in float32
 
-    def encode(self, image: np.ndarray) -> bytes:
+    def encode(self, image: np.ndarray, steps: int = stream.STEPS) -> bytes:
         """uint8 [H, W, 3] -> a stream. The same image gives the same bytes.
+
+        With fewer than 4 `steps` only that many of y are coded, with 0 none: z alone, the smallest
+        file. The decoder puts the prior's means in place of the others.
 
         Raises ImageError for another dtype or shape, or more pixels than a stream may declare.
         """
+        if steps not in range(stream.STEPS + 1):
+            raise ValueError(f"steps must be 0 to {stream.STEPS}, not {steps}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(
                 f"expected pixels uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
             )
-        header = stream.Header(image.shape[1], image.shape[0], self._entropy.fingerprint)
+        header = stream.Header(
+            image.shape[1], image.shape[0], self._entropy.fingerprint, self._entropy.arithmetic
+        )
         stream.check_size(header.width, header.height)
         y, z_indices = self.analyse(image)
-        symbols, _ = self._entropy.quantise(y, z_indices)
-        return stream.pack(header, z_indices, encode_steps(symbols))
+        coded = self._entropy.quantise(y, z_indices)[0][:steps] if steps else []
+        coded += [_EMPTY] * (stream.STEPS - len(coded))
+        return stream.pack(header, z_indices, *encode_steps(coded))
 
-    def decode(self, data: bytes) -> np.ndarray:
-        """A stream -> uint8 [H, W, 3]. Raises StreamError for any that this model did not write."""
-        header, z_indices, coded = self._unpack(data)
+    def decode(self, data: bytes, allow_truncated: bool = False) -> np.ndarray:
+        """A stream -> uint8 [H, W, 3].
+
+        With `allow_truncated` a stream whose end is missing gives the image that its whole steps
+        make, as if no more had been coded; all of z must be there.
+
+        Raises StreamError for any stream that this model did not write, and for a cut one if not
+        allowed.
+        """
+        content = self._unpack(data, allow_truncated)
         # The decoder's program is made ready while the entropy coder, on one core, is at work.
         with ThreadPoolExecutor(1) as beside:
-            program = beside.submit(self._reconstruction, *z_indices.shape)
-            y_hat = self._entropy.dequantise(coded, z_indices)
-        image = program.result()(
-            self.params, jnp.asarray(y_hat)[None], jnp.asarray(z_indices)[None]
-        )
-        return np.asarray(image[0])[: header.height, : header.width]
+            program = beside.submit(self._reconstruction, *content.z.shape)
+            latents = self._latents(content)
+            program.result()
+        return self.reconstruct(latents)[: content.header.height, : content.header.width]
+
+    def reconstruct(self, latents: Latents) -> np.ndarray:
+        """Latents -> the image of whole blocks that `decode` crops, uint8 [H', W', 3]."""
+        program = self._reconstruction(*latents.z_indices.shape)
+        y_hat, z_indices = (jnp.asarray(x)[None] for x in (latents.y_hat, latents.z_indices))
+        return np.asarray(program(self.params, y_hat, z_indices)[0])
 
     def analyse(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [H, W, 3] -> y float32 [H'/16, W'/16, C] and tokens int32 [H'/64, W'/64].
@@ -86,23 +109,44 @@ class Codec:
         y, z_indices = self.analyse(image)
         return Latents(z_indices, self._entropy.quantise(y, z_indices)[1])
 
-    def decode_latents(self, data: bytes) -> tuple[stream.Header, Latents]:
-        """A stream -> its header and latents, without making the image."""
-        header, z_indices, coded = self._unpack(data)
-        return header, Latents(z_indices, self._entropy.dequantise(coded, z_indices))
+    def decode_latents(
+        self, data: bytes, allow_truncated: bool = False
+    ) -> tuple[stream.Header, Latents]:
+        """A stream -> its header and latents, without making the image; otherwise as `decode`."""
+        content = self._unpack(data, allow_truncated)
+        return content.header, self._latents(content)
 
-    def _unpack(self, data: bytes) -> tuple[stream.Header, np.ndarray, bytes]:
-        header, z_indices, coded = stream.unpack(data)
-        own = self._entropy.fingerprint
-        if header.fingerprint != own:
+    def _unpack(self, data: bytes, allow_truncated: bool) -> stream.Content:
+        """What a stream holds, if it was made with this model and this arithmetic."""
+        content = stream.unpack(data, allow_truncated)
+        header, own = content.header, self._entropy
+        if header.arithmetic != own.arithmetic:
+            raise StreamError(
+                f"the stream was made with arithmetic {header.arithmetic.name.lower()}, "
+                f"{self.name} has {own.arithmetic.name.lower()}"
+            )
+        if header.fingerprint != own.fingerprint:
+            doubt = ", or it is damaged" if allow_truncated else ""
             raise StreamError(
                 f"the stream was made with another model (fingerprint {header.fingerprint:04x}, "
-                f"{self.name} has {own:04x}); name that one with --model"
+                f"{self.name} has {own.fingerprint:04x}): name that one with --model{doubt}"
             )
-        return header, z_indices, coded
+        if header.rate is not None:
+            raise StreamError(
+                f"the stream has a rate ({header.rate}), {self.name} is a model of one rate"
+            )
+        return content
+
+    def _latents(self, content: stream.Content) -> Latents:
+        decoder = SymbolDecoder(content.y, content.words)
+        y_hat = self._entropy.dequantise(decoder.decode, content.z)
+        decoder.finish(cut=len(content.words) < stream.STEPS)
+        return Latents(content.z, y_hat)
 
     @cached_property
-    def _entropy(self) -> FloatPath:
+    def _entropy(self) -> IntegerPath | FloatPath:
+        if self.entropy is not None:
+            return IntegerPath.of(self.entropy)
         return FloatPath.of(self.model, self.params)
 
     @cached_property
@@ -133,12 +177,18 @@ class Codec:
         return jnp.round((image + 1) * 127.5).astype(jnp.uint8)
 
 
-def load(name_or_path: str | Path = "tiny") -> Codec:
+def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Codec:
     """A codec from an embedded preset's name or the path of a model directory or training run.
+
+    Its streams are exact on every device if the model has integers (`onedc quantize` makes them).
+    A model without, or any with `arithmetic` "float", takes float32 on the CPU instead: its streams
+    are for one kind of machine, and for research.
 
     Raises ModelError, in one line, where there is no model or its weights do not fit its
     configuration.
     """
+    if arithmetic not in ("integer", "float"):
+        raise ValueError(f'arithmetic must be "integer" or "float", not {arithmetic!r}')
     path = resolve(name_or_path)
     config, params = load_model(path)
     try:
@@ -147,10 +197,17 @@ def load(name_or_path: str | Path = "tiny") -> Codec:
         raise ModelError(
             f"{path / 'model.json'}: not a configuration of this version ({error})"
         ) from error
+    if model.codec.rates > 1:
+        raise ModelError(f"{path}: has a knob for its rate, which streams do not carry yet")
     missing = {"vae", "codec", "generator"} - set(params)
     if missing:
         raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(sorted(missing))}")
-    if not is_sealed(path, params):
+    sealed = is_sealed(path, params)
+    entropy = params.pop("entropy", None)
+    if not sealed:
         check_tree(params, param_shapes(model))
+    if entropy is not None:
+        integer.check(entropy, params["codec"])
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-    return Codec(str(name_or_path), model, jax.device_put(params))
+    entropy = entropy if arithmetic == "integer" else None
+    return Codec(str(name_or_path), model, jax.device_put(params), entropy)

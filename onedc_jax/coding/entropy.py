@@ -6,6 +6,7 @@ integer arithmetic; docs/format.md states it in full.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from onedc_jax.errors import StreamError
 MAX_SYMBOL = 32767
 """The largest magnitude of a symbol."""
 
+_FULL = 2**32  # the coder's state is at least this as long as there are words to read
 # The size is a power of two, so each value has exactly 2**8 of the 2**24.
 _ESCAPED = stream.model.Uniform(2**16)
 
@@ -51,21 +53,28 @@ def _coding_order(indices: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int,
     return np.argsort(indices, kind="stable"), runs
 
 
-def encode_steps(steps: Sequence[tuple[np.ndarray, np.ndarray]]) -> bytes:
+def encode_steps(
+    steps: Sequence[tuple[np.ndarray, np.ndarray]],
+) -> tuple[bytes, tuple[int, ...]]:
     """Encodes steps of symbols; the same steps, symbols and indices always give the same bytes.
 
     Args:
       steps: in the order in which they will be decoded, pairs of symbols, int32 [N] within
         +-32767, and the levels of their tables, uint8 [N]; N may differ between steps and be 0.
+        Steps of zeros at the end may as well be left out: they add no byte.
 
     Returns:
-      The bytes, at most 32 bits (and 0.1 %) longer than the symbols' information.
+      The bytes, at most 32 bits (and 0.1 %) longer than the symbols' information; and for each step
+      the number of 32-bit words that a decoder has taken in when it has decoded the step, less
+      those of the steps before. So all but the first are 4 bytes each.
 
     Raises:
       ValueError: a symbol beyond +-32767, or arrays of another shape or dtype.
     """
     coder = stream.stack.AnsCoder()
+    unread = []  # words that a decoder has left after each step, from the last
     for symbols, indices in reversed(steps):
+        unread.append(_unread(coder))
         order, runs = _coding_order(indices)
         if symbols.shape != indices.shape or symbols.dtype != np.int32:
             raise ValueError(
@@ -83,32 +92,37 @@ def encode_steps(steps: Sequence[tuple[np.ndarray, np.ndarray]]) -> bytes:
         for level, start, stop in reversed(runs):
             coder.encode_reverse(codes[start:stop], _model(level))
     words = coder.get_compressed()  # the last word holds the coder's top bits and is not zero
-    return words[::-1].astype(">u4").tobytes().lstrip(b"\0")
+    ends = [0, *(len(words) - count for count in reversed(unread))]
+    lengths = tuple(after - before for before, after in itertools.pairwise(ends))
+    return words[::-1].astype(">u4").tobytes().lstrip(b"\0"), lengths
 
 
 class SymbolDecoder:
     """Decodes what `encode_steps` wrote, step by step.
 
-        decoder = SymbolDecoder(data)
+        decoder = SymbolDecoder(data, lengths)
         symbols = [decoder.decode(indices_of(k)) for k in range(4)]
         decoder.finish()
 
     Any bytes decode to *some* symbols, in time and memory bounded by their number; `finish` then
-    tells whether they are what was encoded with these indices.
+    tells whether they are what was encoded with these indices. Steps that have no length are
+    missing: their symbols are all 0.
 
     Args:
-      data: the bytes.
+      data: the bytes, or the first of them: as many as the steps that have a length need.
+      lengths: of the steps, in words, as `encode_steps` returned them, or the first of them.
 
     Raises:
       StreamError: bytes that no encoder writes.
     """
 
-    def __init__(self, data: bytes):
+    def __init__(self, data: bytes, lengths: Sequence[int]):
         if data[:1] == b"\0":
             raise StreamError("the stream is damaged: its y part begins with a zero byte")
         padded = bytes(-len(data) % 4) + data
         words = np.frombuffer(padded, ">u4")[::-1]
         self._coder = stream.stack.AnsCoder(words.astype(np.uint32))
+        self._unread = [len(words) - end for end in itertools.accumulate(lengths)]
 
     def decode(self, indices: np.ndarray) -> np.ndarray:
         """Decodes the next step.
@@ -120,8 +134,11 @@ class SymbolDecoder:
           The symbols, int32 [N], within +-32767.
 
         Raises:
-          StreamError: an escaped value that should not have been one.
+          StreamError: an escaped value that should not have been one, or a step that does not end
+            where its length says.
         """
+        if not self._unread:
+            return np.zeros(indices.shape, np.int32)
         order, runs = _coding_order(indices)
         codes = np.empty(indices.shape, np.int32)
         for level, start, stop in runs:
@@ -133,17 +150,35 @@ class SymbolDecoder:
         raw = raw.astype(np.int32)
         if np.any((_zigzag(raw) < escapes[escaped]) | (raw < -MAX_SYMBOL)):
             raise StreamError("the stream is damaged: y holds an impossible escape")
+        if _unread(self._coder) != self._unread.pop(0):
+            raise StreamError(
+                "a step of y does not end where it should: the stream is damaged, or of another "
+                "model or machine"
+            )
         values[escaped] = raw
         symbols = np.empty_like(values)
         symbols[order] = values
         return symbols
 
-    def finish(self) -> None:
-        """Checks that the last symbol has been decoded and nothing is left over.
+    def finish(self, cut: bool = False) -> None:
+        """Checks that the last symbol was decoded and the bytes end here.
+
+        Args:
+          cut: steps are missing, of which at least one has bytes. Then the coder must not have
+            looked for the words behind those that are there.
 
         Raises:
           StreamError: the bytes do not end here; the indices differ from the encoder's, or the
             bytes are damaged.
         """
-        if not self._coder.is_empty():
-            raise StreamError("the stream does not end where it should: damaged, or another model")
+        unread, state = self._coder.pos()
+        if unread or (0 < state < _FULL if cut else state):
+            raise StreamError(
+                "y does not end where it should: the stream is damaged, or of another model or "
+                "machine"
+            )
+
+
+def _unread(coder: stream.stack.AnsCoder) -> int:
+    """The words that a coder has not taken into its state."""
+    return coder.pos()[0]

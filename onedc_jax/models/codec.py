@@ -16,6 +16,7 @@ from onedc_jax.models.layers import (
     GroupNorm,
     ResidualBlockUpsample,
     ResnetBlock,
+    parameter,
     pixel_shuffle,
 )
 from onedc_jax.models.prior import Prior
@@ -108,11 +109,40 @@ class Synthesis(nn.Module):
         return block(self.features, "conv_out")(jnp.concatenate([x, s], axis=-1))
 
 
+class RateKnob(nn.Module):
+    """What the rate changes: how finely y is rounded, channel by channel, and what the prior knows.
+
+    A rate in [0, 1] lies between two of the `points`, whose vectors are interpolated: gains of y
+    before it is rounded and after (as logarithms), and a bias of the prior's features. After Cui et
+    al., "Asymmetric Gained Deep Image Compression With Continuous Rate Adaptation" (2021).
+    """
+
+    points: int
+    channels: int
+
+    def setup(self):
+        shape = (self.points, self.channels)
+        self.gain, self.inverse, self.bias = (
+            parameter(self, name, nn.initializers.zeros, shape)
+            for name in ("gain", "inverse", "bias")
+        )
+
+    def __call__(self, rate: Array) -> tuple[Array, Array, Array]:
+        """rate float [B] -> gain, inverse gain and bias, float32 [B, 1, 1, channels] each."""
+        place = rate.astype(jnp.float32)[:, None] * (self.points - 1)  # [B, 1]
+        nodes = jnp.arange(self.points, dtype=jnp.float32)[None]
+        weights = jnp.maximum(0.0, 1.0 - jnp.abs(place - nodes))  # [B, points]
+        at = lambda table: (weights @ table.astype(jnp.float32))[:, None, None]
+        return jnp.exp(at(self.gain)), jnp.exp(at(self.inverse)), at(self.bias)
+
+
 class Codec(nn.Module):
     """The codec proper; defaults are the paper's sizes.
 
     `analysis_unet` holds fields of `AnalysisUNet`. `attention=False` leaves out the analysis'
-    attention over all H/16 × W/16 positions, whose cost is quadratic in the number of pixels.
+    attention over all H/16 × W/16 positions, whose cost is quadratic in the number of pixels. With
+    several `rates` there is a knob between as many points; methods then take a `rate`, float32 [B]
+    in [0, 1], and y is meant as the network makes it, before the knob's gain.
     """
 
     channels: int = 128
@@ -123,12 +153,15 @@ class Codec(nn.Module):
     fused_features: int = 320
     analysis_unet: Mapping[str, Any] = None
     attention: bool = True
+    rates: int = 1
     norm_groups: int = 32
     norm_local: bool = False
     remat: str = ""  # what training recomputes of the analysis U-Net, see `layers.recomputed`
     dtype: str = "float32"
 
     def setup(self):
+        if self.rates > 1:
+            self.knob = RateKnob(self.rates, self.channels)
         norm = partial(GroupNorm, self.norm_groups, 1e-6, self.norm_local)
         unet = dict(norm_groups=self.norm_groups, norm_local=self.norm_local, remat=self.remat)
         self.analysis = Analysis(
@@ -154,32 +187,43 @@ class Codec(nn.Module):
         z_hat = fsq(z)
         return dict(y=y, sem=semantics, z=z, z_hat=z_hat, z_indices=codes_to_indices(z_hat))
 
-    def prior_parameters(self, z_indices: Array) -> Array:
+    def gained(self, y: Array, rate: Array | None = None) -> Array:
+        """y as it is rounded at a rate, float32."""
+        return y.astype(jnp.float32) * self._knob(rate)[0]
+
+    def prior_parameters(self, z_indices: Array, rate: Array | None = None) -> Array:
         """Tokens int32 [B, H/64, W/64] -> the prior's parameters [B, H/16, W/16, 2 · channels]."""
         features, _ = self.hyper_synthesis(indices_to_codes(z_indices))
-        return self.prior.parameters(features)
+        return self.prior.parameters(features + self._knob(rate)[2])
 
     def prior_step(self, k: int, y_hat: Array, parameters: Array) -> tuple[Array, Array]:
         """As `Prior.step`."""
         return self.prior.step(k, y_hat, parameters)
 
-    def synthesise(self, y_hat: Array, z_indices: Array) -> dict[str, Array]:
+    def synthesise(
+        self, y_hat: Array, z_indices: Array, rate: Array | None = None
+    ) -> dict[str, Array]:
         """y_hat [B, H/16, W/16, C], tokens' indices -> tokens, x_hat [B, H/8, W/8, features]."""
         _, z_semantic = self.hyper_synthesis(indices_to_codes(z_indices))
         tokens = self.adaptor(z_semantic)
-        return dict(tokens=tokens, x_hat=self.synthesis(y_hat, tokens))
+        return dict(tokens=tokens, x_hat=self.synthesis(y_hat * self._knob(rate)[1], tokens))
 
-    def synthesise_z_only(self, z_indices: Array) -> dict[str, Array]:
+    def synthesise_z_only(self, z_indices: Array, rate: Array | None = None) -> dict[str, Array]:
         """The same from the tokens alone; y_hat is the prior's mean (the paper's lowest rate)."""
         features, _ = self.hyper_synthesis(indices_to_codes(z_indices))
-        y_hat = self.prior.mean_only(features)
-        return self.synthesise(y_hat, z_indices) | dict(y_hat=y_hat)
+        y_hat = self.prior.mean_only(features + self._knob(rate)[2])
+        return self.synthesise(y_hat, z_indices, rate) | dict(y_hat=y_hat)
 
-    def __call__(self, image: Array, latent: Array) -> dict[str, Array]:
+    def __call__(self, image: Array, latent: Array, rate: Array | None = None) -> dict[str, Array]:
         """Everything from the image to x_hat, with straight-through gradients, by name."""
+        gain, inverse, bias = self._knob(rate)
         out = self.analyse(image, latent)
         features, z_semantic = self.hyper_synthesis(out["z_hat"])
-        out |= self.prior(out["y"], features)
+        out |= self.prior(out["y"] * gain, features + bias)
         tokens = self.adaptor(z_semantic)
-        x_hat = self.synthesis(out["y_hat"], tokens)
+        x_hat = self.synthesis(out["y_hat"] * inverse, tokens)
         return out | dict(features=features, z_semantic=z_semantic, tokens=tokens, x_hat=x_hat)
+
+    def _knob(self, rate: Array | None) -> tuple:
+        """Gain, inverse gain and bias; a codec of one rate has a knob that does nothing."""
+        return (1.0, 1.0, 0.0) if self.rates == 1 else self.knob(rate)

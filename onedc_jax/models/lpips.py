@@ -24,7 +24,7 @@ Array = jax.Array
 
 # A network is its stages, a stage its convolutions (index in torchvision's `features`, channels,
 # size, stride, padding); None is a pool between stages. Every stage ends in a tap.
-_VGG = (
+VGG = (
     ((0, 64, 3, 1, 1), (2, 64, 3, 1, 1)),
     None,
     ((5, 128, 3, 1, 1), (7, 128, 3, 1, 1)),
@@ -44,7 +44,7 @@ _ALEX = (
     ((8, 256, 3, 1, 1),),
     ((10, 256, 3, 1, 1),),
 )
-_STAGES = {"alex": _ALEX, "vgg": _VGG}
+_STAGES = {"alex": _ALEX, "vgg": VGG}
 _POOL_SIZE = {"alex": 3, "vgg": 2}  # stride 2, no padding
 SMALLEST = {"alex": 31, "vgg": 16}  # pixels a side; below, the last tap is empty
 
@@ -69,43 +69,44 @@ class LPIPS(nn.Module):
     pool: str = "max"
     dtype: Any = jnp.float32
 
-    @nn.compact
+    def setup(self):
+        for n, stage in enumerate(filter(None, _STAGES[self.net])):
+            for i, features, size, stride, padding in stage:
+                conv = Conv(features, size, stride, padding, dtype=self.dtype)
+                setattr(self, f"features_{i}", conv)
+            head = self.param(f"head_{n}", nn.initializers.ones, (stage[-1][1],))
+            setattr(self, f"head_{n}", head)
+
     def __call__(self, a: Array, b: Array) -> Array:
         if a.ndim != 4 or a.shape != b.shape or min(a.shape[1:3]) < SMALLEST[self.net]:
             raise ValueError(
                 f"LPIPS ({self.net}) compares batches of one shape [B, H, W, 3], H and W at least "
                 f"{SMALLEST[self.net]}; got {a.shape} and {b.shape}"
             )
-        stages = [stage for stage in _STAGES[self.net] if stage]
-        convs = {
-            i: Conv(features, size, stride, padding, dtype=self.dtype, name=f"features_{i}")
-            for stage in stages
-            for i, features, size, stride, padding in stage
-        }
-        heads = [
-            self.param(f"head_{n}", nn.initializers.ones, (stage[-1][1],))
-            for n, stage in enumerate(stages)
-        ]
         # One pass each, not one over both: a target needs no gradient, and then has none computed.
-        distance = jnp.zeros(a.shape[0])
-        for head, x, y in zip(heads, self._taps(convs, a), self._taps(convs, b), strict=True):
-            difference = jnp.square(_normalise(x) - _normalise(y))
-            distance += jnp.einsum("bhwc,c->b", difference, head) / (x.shape[1] * x.shape[2])
-        return distance
+        return self.compare(self.features(a), self.features(b))
 
-    def _taps(self, convs: dict[int, Conv], x: Array) -> list[Array]:
-        """The features after the last ReLU of each stage, [B, H', W', C] of `dtype`."""
-        mean, std = (jnp.array(v, jnp.float32).reshape(1, 1, 1, 3) for v in (_MEAN, _STD))
-        x = (x.astype(jnp.float32) - mean) / std
+    def features(self, x: Array) -> list[Array]:
+        """What images are compared by: after each stage's last ReLU, [B, H', W', C] of `dtype`."""
+        x = normalised(x)
         taps = []
         for stage in _STAGES[self.net]:
             if stage is None:
                 x = _POOLS[self.pool](x, _POOL_SIZE[self.net])
                 continue
             for i, *_ in stage:
-                x = nn.relu(convs[i](x))
+                x = nn.relu(getattr(self, f"features_{i}")(x))
             taps.append(x)
         return taps
+
+    def compare(self, a: list[Array], b: list[Array]) -> Array:
+        """The distance of two batches of images by their `features` -> [B] float32."""
+        distance = jnp.zeros(a[0].shape[0])
+        for n, (x, y) in enumerate(zip(a, b, strict=True)):
+            difference = jnp.square(_unit_length(x) - _unit_length(y))
+            weighted = jnp.einsum("bhwc,c->b", difference, getattr(self, f"head_{n}"))
+            distance += weighted / (x.shape[1] * x.shape[2])
+        return distance
 
 
 def lpips(
@@ -115,7 +116,13 @@ def lpips(
     return LPIPS(net=net, pool=pool, dtype=dtype).apply({"params": params}, a, b)
 
 
-def _normalise(x: Array) -> Array:
+def normalised(x: Array) -> Array:
+    """Images [B, H, W, 3] in [0, 1] -> float32 as the networks were trained on."""
+    mean, std = (jnp.array(v, jnp.float32).reshape(1, 1, 1, 3) for v in (_MEAN, _STD))
+    return (x.astype(jnp.float32) - mean) / std
+
+
+def _unit_length(x: Array) -> Array:
     """x / (‖x‖ + 1e-10) over channels, in float32; zero, with a finite slope, where x is zero."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
@@ -192,3 +199,8 @@ def load_lpips(net: str = "alex") -> dict:
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, wanted):
         raise ModelError(f"{path}: weights of other shapes than LPIPS 0.1 ({net}) has")
     return params
+
+
+def load_backbone(net: str = "vgg") -> dict:
+    """The network's own parameters among those of `load_lpips(net)`: "features_0", …"""
+    return {k: v for k, v in load_lpips(net).items() if k.startswith("features_")}

@@ -1,7 +1,7 @@
 """OneDC: latent codec, semantic hyperprior and one-step generator, and the data flow between them.
 
 Images are float32 [B, H, W, 3] in [-1, 1] with H and W multiples of 64. Latents in here are scaled
-(times `latent_scale`).
+(times `latent_scale`). A `rate`, float32 [B] in [0, 1], is for models with a knob (`Codec.rates`).
 """
 
 from collections.abc import Mapping
@@ -33,22 +33,26 @@ class OneDC(nn.Module):
         latent = self.vae.encode(image).mean * self.latent_scale
         return self.codec.analyse(image, latent) | dict(latent=latent)
 
-    def prior_parameters(self, z_indices: Array) -> Array:
+    def gained(self, y: Array, rate: Array | None = None) -> Array:
+        """As `Codec.gained`."""
+        return self.codec.gained(y, rate)
+
+    def prior_parameters(self, z_indices: Array, rate: Array | None = None) -> Array:
         """As `Codec.prior_parameters`."""
-        return self.codec.prior_parameters(z_indices)
+        return self.codec.prior_parameters(z_indices, rate)
 
     def prior_step(self, k: int, y_hat: Array, parameters: Array) -> tuple[Array, Array]:
         """As `Prior.step`."""
         return self.codec.prior_step(k, y_hat, parameters)
 
-    def reconstruct(self, y_hat: Array, z_indices: Array) -> Array:
+    def reconstruct(self, y_hat: Array, z_indices: Array, rate: Array | None = None) -> Array:
         """The decoder's network: y_hat and tokens -> image, clipped to [-1, 1]."""
-        out = self.codec.synthesise(y_hat, z_indices)
+        out = self.codec.synthesise(y_hat, z_indices, rate)
         return self.generate(out["x_hat"], out["tokens"])["image"]
 
-    def reconstruct_z_only(self, z_indices: Array) -> Array:
+    def reconstruct_z_only(self, z_indices: Array, rate: Array | None = None) -> Array:
         """The same from the tokens alone, as at the paper's lowest rate."""
-        out = self.codec.synthesise_z_only(z_indices)
+        out = self.codec.synthesise_z_only(z_indices, rate)
         return self.generate(out["x_hat"], out["tokens"])["image"]
 
     def generate(self, x_hat: Array, tokens: Array) -> dict[str, Array]:
@@ -58,10 +62,10 @@ class OneDC(nn.Module):
         decoded = self.vae.decode(out["x0"] / self.latent_scale)
         return out | dict(decoded=decoded, image=jnp.clip(decoded, -1.0, 1.0))
 
-    def __call__(self, image: Array) -> dict[str, Array]:
+    def __call__(self, image: Array, rate: Array | None = None) -> dict[str, Array]:
         """The training pass: every intermediate by name, with straight-through gradients."""
         latent = self.vae.encode(image).mean * self.latent_scale
-        out = self.codec(image, latent)
+        out = self.codec(image, latent, rate)
         return out | self.generate(out["x_hat"], out["tokens"]) | dict(latent=latent)
 
 
@@ -90,4 +94,5 @@ def hashable(value: Any) -> Any:
 def param_shapes(model: OneDC) -> dict[str, Any]:
     """Shapes and dtypes of the parameters {"vae", "codec", "generator"}; nothing is computed."""
     image = jax.ShapeDtypeStruct((1, BLOCK, BLOCK, 3), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    rate = jax.ShapeDtypeStruct((1,), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), image, rate)["params"]

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from onedc_jax.captions import load_tokenizer
 from onedc_jax.data import batches, check_divides, make_views, open_source
 from onedc_jax.distributed import Preemption
 from onedc_jax.errors import OneDCError
+from onedc_jax.evaluation.checkpoints import Coded
 from onedc_jax.log import JsonLines, TensorBoard, save_panel
 from onedc_jax.sharding import batch_sharding, make_mesh, replicated
 from onedc_jax.training import autoencoder, saving, stage1, stage2, teacher, tokenizer
@@ -47,6 +49,7 @@ def train(config, workdir: str | Path) -> None:
     workdir = Path(workdir).absolute()
     mesh = make_mesh(**config.mesh)
     data, validation = (_source(config.data, root) for root in ("root", "validation"))
+    coded = _coded(config)
     stage = STAGES[config.stage](config)
     _check_batches(config, mesh)
     # On the host: what the devices hold together may be too much for the first of them.
@@ -69,7 +72,7 @@ def train(config, workdir: str | Path) -> None:
         start = int(state.step)
         progress.update(start)
         run = _Run(config, workdir, stage, programs, progress, start)
-        examine = _Examination(config, stage, mesh, validation)
+        examine = _Examination(config, stage, mesh, validation, coded)
         stream = _batches(config, data, config.batch_size, start=start, **shown(config))
         for step in range(start, config.steps):
             batch = place(mesh, next(stream))
@@ -79,8 +82,9 @@ def train(config, workdir: str | Path) -> None:
             if last or done % config.checkpoint_every == 0:
                 run.check(state)
                 measured = examine.measure(state, frozen)
+                model = saving.export(workdir, stage, state, frozen)
+                measured |= examine.coded(model)
                 checkpointer.save_async(done, state, force=last, metrics=measured or None)
-                saving.export(workdir, stage, state, frozen)
                 run.report(done, measured, examine.panel(state, frozen))
             if stop:
                 progress.write(f"asked to stop: step {done} is saved, the same command goes on")
@@ -154,7 +158,7 @@ class _Run:
 class _Examination:
     """What is looked at on validation images, the same ones each time."""
 
-    def __init__(self, config, stage: Stage, mesh, source):
+    def __init__(self, config, stage: Stage, mesh, source, coded: Coded | None):
         whole = replicated(mesh)
         self._panel = jax.jit(stage.panel, out_shardings=whole)
         self._measure = jax.jit(stage.measure, out_shardings=whole)
@@ -163,6 +167,7 @@ class _Examination:
         self._few = jax.device_put(few, whole)
         stream = _batches(config, source, config.batch_size, **_plain(config))
         self._many = [place(mesh, next(stream)) for _ in range(config.validation_batches)]
+        self._coded = coded
 
     def panel(self, state, frozen) -> dict[str, np.ndarray]:
         return jax.device_get(self._panel(state, frozen, self._few))
@@ -173,6 +178,25 @@ class _Examination:
         pairs = zip(self._many, keys, strict=False)
         found = jax.device_get([self._measure(state, frozen, batch, k) for batch, k in pairs])
         return {k: float(np.mean([m[k] for m in found])) for k in (found[0] if found else ())}
+
+    def coded(self, model: Path) -> dict[str, float]:
+        """What files of the images of config.coded cost and lose, the same on every process."""
+        if self._coded is None:
+            return {}
+        first = jax.process_index() == 0
+        measured = self._coded(model) if first else dict.fromkeys(self._coded.names, 0.0)
+        measured = multihost_utils.broadcast_one_to_all(measured)
+        return {f"coded_{name}": float(value) for name, value in measured.items()}
+
+
+def _coded(config) -> Coded | None:
+    """What a recipe wants measured through bytes; only a whole codec can be."""
+    wanted = config.get("coded")
+    if not wanted or not wanted.images:
+        if "coded_" in config.best:
+            raise OneDCError(f"best={config.best!r}: name images to code, config.coded.images")
+        return None
+    return Coded(Path(wanted.images), wanted.limit, wanted.metrics)
 
 
 def _source(data, root: str):

@@ -39,6 +39,11 @@ def kl(mean: Array, logvar: Array) -> Array:
     return 0.5 * terms.sum((1, 2, 3)).mean()
 
 
+def spread(key: Array, count: int) -> Array:
+    """`count` random numbers in [0, 1], one in each of as many equal parts, in order."""
+    return (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
+
+
 def shifted(key: Array, *images: Array, reach: int = 8) -> list[Array]:
     """The images less `reach` pixels a side, all cut at one random offset.
 

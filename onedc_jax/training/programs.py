@@ -52,7 +52,8 @@ class Programs:
                 out_shardings=(self.state_shardings, whole),
                 donate_argnums=0,
             )
-            self._compiled[shapes] = program.lower(state, frozen, batch, key).compile()
+            with jax.set_mesh(self._mesh):
+                self._compiled[shapes] = program.lower(state, frozen, batch, key).compile()
             seconds = time.perf_counter() - start
             size = "×".join(map(str, batch["image"].shape))
             self._say(f"compiled the update of {name} for a batch of {size} in {seconds:.0f} s")

@@ -71,12 +71,13 @@ def restore(checkpointer: ocp.training.Checkpointer, state, shardings):
         ) from error
 
 
-def export(workdir: Path, stage: Stage, state: TrainState, frozen) -> None:
-    """Writes `workdir`/model, the model folder of a state."""
+def export(workdir: Path, stage: Stage, state: TrainState, frozen) -> Path:
+    """Writes `workdir`/model, the model folder of a state, and returns its path."""
     params = stage.export(state, frozen)
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     save_model(workdir / "model", stage.model, params, overwrite=True)
+    return workdir / "model"
 
 
 def check_finite(workdir: Path, step: int, update: str, metrics: dict, state: TrainState) -> None:

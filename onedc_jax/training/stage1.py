@@ -35,7 +35,9 @@ def make(config) -> Stage:
     optimizer = make_optimizer(config)
 
     def init() -> tuple[TrainState, dict]:
-        params = initial_params(model, config.seed, config.init, config.y_gain)
+        params = initial_params(
+            model, config.seed, config.init, y_gain=config.y_gain, span=config.rate.span
+        )
         trainable, frozen = partition(params, config.trainable)
         frozen = dict(model=frozen, lpips=load_lpips(config.lpips.net))
         if semantics:
@@ -52,24 +54,27 @@ def make(config) -> Stage:
     def loss(params, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
         params, head = whole(params, frozen)
-        out = model.apply({"params": params}, image)
+        noise_key, shift_key, rate_key = jax.random.split(key, 3)
+        rate = losses.spread(rate_key, len(image))
+        out = model.apply({"params": params}, image, rate)
         decoded = out["decoded"]
-        noise_key, shift_key = jax.random.split(key)
         noise = jax.random.uniform(noise_key, out["residual"].shape, minval=-0.5, maxval=0.5)
-        pixels = image.shape[0] * image.shape[1] * image.shape[2]
-        bpp = training_bits(out["residual"], out["scales"], noise).sum() / pixels
+        bits = training_bits(out["residual"], out["scales"], noise).sum((1, 2, 3))
+        bpp = bits / (image.shape[1] * image.shape[2])  # [B]
         weight = losses.ramp(step, config.rate.weight, config.rate.ramp)
+        if model.codec.rates > 1:
+            weight *= config.rate.span ** (1.0 - rate)
         pair = map(losses.to_unit, losses.shifted(shift_key, decoded, image))
         distance = lpips(frozen["lpips"], *pair, **config.lpips).mean()
         terms = dict(
             l1=losses.l1(decoded, image),
             lpips=distance,
-            bpp=bpp,
+            bpp=bpp.mean(),
             coarse=losses.l1(*(losses.pooled(x, 16) for x in (decoded, image))),
             latent=jnp.square(out["x0"] - out["latent"]).mean(),
             whiteness=losses.whiteness(out["z"].astype(jnp.float32)),
         )
-        total = config.l1 * terms["l1"] + terms["lpips"] + weight * bpp
+        total = config.l1 * terms["l1"] + terms["lpips"] + (weight * bpp).mean()
         for name in ("coarse", "latent", "whiteness"):
             total += config[name] * terms[name]
         if semantics:
@@ -83,8 +88,9 @@ def make(config) -> Stage:
     def panel(state, frozen, batch):
         image = losses.from_uint8(batch["image"])
         params = {"params": whole(state.averaged, frozen)[0]}
-        out = model.apply(params, image)
-        tokens = model.apply(params, out["z_indices"], method=OneDC.reconstruct_z_only)
+        rate = jnp.linspace(0.0, 1.0, len(image))
+        out = model.apply(params, image, rate)
+        tokens = model.apply(params, out["z_indices"], rate, method=OneDC.reconstruct_z_only)
         return dict(original=image, decoded=out["image"], tokens_alone=tokens)
 
     def export(state, frozen):
@@ -94,11 +100,15 @@ def make(config) -> Stage:
     return Stage(init, dict(model=update), panel, export, settings, measure=measured(loss))
 
 
-def initial_params(model: OneDC, seed: int, sources, y_gain: float = 1.0) -> dict:
+def initial_params(
+    model: OneDC, seed: int, sources, *, y_gain: float = 1.0, span: float = 1.0
+) -> dict:
     """Random parameters, replaced subtree by subtree by those of model folders.
 
     A random codec's y is `y_gain` times as large as its kernels make it: below the rounding step it
-    would say nothing, and the decoder would learn not to listen.
+    would say nothing, and the decoder would learn not to listen. Where it has a knob, the gains
+    begin as λ does, which is `span` times larger at the lowest rate: the best rounding step is as
+    the root of λ.
 
     `sources` maps "vae", "codec", "generator" and "unet" to a path or "": the last is a diffusion
     U-Net that a generator begins as, see `sources.adapted_unet`. "reshaped" is as in
@@ -109,6 +119,11 @@ def initial_params(model: OneDC, seed: int, sources, y_gain: float = 1.0) -> dic
     last = params["codec"]["analysis"]["trans_coding_4"]
     for name in {"dw_out", "dw_shortcut"} & last.keys():  # no shortcut where the widths agree
         last[name]["kernel"] *= np.float32(y_gain)
+    if "knob" in params["codec"]:
+        knob = params["codec"]["knob"]
+        gains = 0.5 * np.log(span) * np.linspace(-1.0, 0.0, len(knob["gain"]), dtype=np.float32)
+        knob["gain"] += gains[:, None]
+        knob["inverse"] -= gains[:, None]
     if sources["unet"] and sources["generator"]:
         raise OneDCError("init.unet and init.generator: the generator can begin as one of them")
     params["generator"]["unet"] = adapted_unet(params["generator"]["unet"], sources["unet"])

@@ -82,9 +82,9 @@ def make(config) -> Stage:
             lpips=load_perceptual(config.lpips.net, config.init.lpips),
         )
 
-    def generate(generator, frozen, image) -> dict:
+    def generate(generator, frozen, image, rate) -> dict:
         """The training pass; what is not used of it is not computed, once compiled."""
-        return model.apply({"params": _whole(generator, frozen)}, image)
+        return model.apply({"params": _whole(generator, frozen)}, image, rate)
 
     def draws(key, shape) -> list[dmd.Draw]:
         """The five of a step: for distribution matching and the generator's classifier; for the
@@ -95,8 +95,8 @@ def make(config) -> Stage:
 
     def generator_loss(generator, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
-        out = generate(generator, frozen, image)
-        draw_key, shift_key = jax.random.split(key)
+        draw_key, shift_key, rate_key = jax.random.split(key, 3)
+        out = generate(generator, frozen, image, losses.spread(rate_key, len(image)))
         terms = guidance.generator_terms(
             out["x0"],
             frozen["scores"]["real"],
@@ -111,9 +111,10 @@ def make(config) -> Stage:
 
     def guidance_loss(players, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
-        out = generate(frozen["players"]["generator"], frozen, image)
+        draw_key, rate_key = jax.random.split(key)
+        rate = losses.spread(rate_key, len(image))
+        out = generate(frozen["players"]["generator"], frozen, image, rate)
         context, _ = scores.context(frozen["scores"], batch)
-        draw_key, _ = jax.random.split(key)
         terms = guidance.guidance_terms(
             out["x0"], out["latent"], players, context, draws(draw_key, out["x0"].shape)[2:]
         )
@@ -130,12 +131,14 @@ def make(config) -> Stage:
 
     def measure(state, frozen, batch, key):
         image = losses.from_uint8(batch["image"])
-        out = generate(state.averaged["generator"], frozen, image)
+        rate = jnp.linspace(0.0, 1.0, len(image))
+        out = generate(state.averaged["generator"], frozen, image, rate)
         return pixels(frozen, image, out["decoded"], key)
 
     def panel(state, frozen, batch):
         image = losses.from_uint8(batch["image"])
-        out = generate(state.averaged["generator"], frozen, image)
+        rate = jnp.linspace(0.0, 1.0, len(image))
+        out = generate(state.averaged["generator"], frozen, image, rate)
         return dict(original=image, decoded=out["image"])
 
     def export(state, frozen):

@@ -11,6 +11,7 @@ import optax
 from flax import struct
 
 from onedc_jax.errors import OneDCError
+from onedc_jax.sharding import gathered
 
 Array = jax.Array
 Tree = Any
@@ -123,7 +124,11 @@ def gradient_update(
 
     Where a gradient is not finite nothing changes but the step.
     """
-    gradient = jax.grad(loss, has_aux=True)
+
+    def whole(params, frozen, *args):
+        return loss(gathered(params), gathered(frozen), *args)
+
+    gradient = jax.grad(whole, has_aux=True)
 
     def update(state: TrainState, frozen: Tree, batch: dict, key: Array):
         average_over = partial(_accumulated, gradient, accumulate)

@@ -1,0 +1,54 @@
+"""Asks this device for the digests of the integer path: python launch/check_exact.py
+
+Exit code 0 if all are as they must be on every device, 1 if any differs. docs/exactness.md says
+what they mean. With --model, prints the digest of a model's own integers as well, to compare
+between machines.
+"""
+
+import argparse
+import os
+import sys
+
+import jax
+
+from onedc_jax import checkpoint
+from onedc_jax.coding import proof
+from onedc_jax.errors import OneDCError
+
+
+def main(cases: list[str], model: str | None) -> int:
+    device = jax.devices()[0]
+    print(f"{device.platform} ({device.device_kind}), jax {jax.__version__}")
+    if flags := os.environ.get("XLA_FLAGS"):
+        print(f"XLA_FLAGS={flags}")
+    run, differ = jax.jit(proof.predictions), 0
+    for name in cases:
+        expected = proof.stored()[name]
+        found = proof.digest(run(*jax.device_put(proof.case(name))))
+        differ += found != expected
+        print(f"{name:8} {found} {'OK' if found == expected else f'DIFFERENT from {expected}'}")
+    if model:
+        _, params = checkpoint.load_model(checkpoint.resolve(model))
+        if "entropy" not in params:
+            raise OneDCError(f"{model}: has no integers; onedc quantize makes them")
+        entropy = params["entropy"]
+        channels = entropy["prior"]["reduction"]["bias"].size
+        inputs = jax.device_put(proof.inputs(channels, 1, 2, 3))
+        print(f"{proof.digest(run(jax.device_put(entropy), *inputs))} {model}")
+    return int(differ > 0)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    help = "which, of: %(choices)s (default: all)"
+    choices = [*proof.CASES]
+    parser.add_argument("--case", choices=choices, action="append", dest="cases", help=help)
+    parser.add_argument("--model", metavar="NAME_OR_PATH", help="also a model's own integers")
+    parser.add_argument("--platform", metavar="NAME", help="cpu, cuda, rocm or tpu")
+    arguments = parser.parse_args()
+    if arguments.platform:
+        jax.config.update("jax_platforms", arguments.platform)
+    try:
+        sys.exit(main(arguments.cases or choices, arguments.model))
+    except OneDCError as error:
+        sys.exit(f"check_exact: {error}")

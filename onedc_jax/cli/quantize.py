@@ -1,0 +1,118 @@
+"""quantize: makes a model's streams exact on every device."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from onedc_jax import folders
+from onedc_jax.cli.common import SOME_FAILED, command, quiet
+from onedc_jax.errors import OneDCError
+
+_SIDE = 512  # of the crops that are looked at: one size, one program
+
+_QUANTIZE = """\
+Gives a model integers in place of the floating-point numbers that its streams' probabilities come
+from: streams of a model with integers decode on every device, bit for bit.
+
+The images say which values occur; any varied photos will do, some thirty are enough. The model's
+weights stay as they are. Streams that it made before are another model's afterwards."""
+
+_EXAMPLES = """\
+examples:
+  onedc quantize RUN --images photos/ --out exact
+  onedc encode photo.jpg --model exact"""
+
+
+def add(commands) -> None:
+    """Adds the subcommand."""
+    help = "streams that decode on every device"
+    child = command(commands, "quantize", _quantize, help, _QUANTIZE, _EXAMPLES)
+    child.add_argument("model", metavar="MODEL", help="a model folder, training run or preset")
+    child.add_argument(
+        "--images", type=Path, required=True, metavar="DIR", help="a folder of photos"
+    )
+    child.add_argument(
+        "--out", type=Path, metavar="DIR", help="the model folder to make (default: MODEL itself)"
+    )
+    child.add_argument(
+        "--limit", type=int, default=32, metavar="N", help="at most so many (default: %(default)s)"
+    )
+    child.add_argument("--overwrite", action="store_true", help="replace a model that exists")
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    files = _pick(arguments.images, arguments.limit)
+    quiet()
+    from tqdm import tqdm
+
+    from onedc_jax import checkpoint, images
+    from onedc_jax.coding.codec import load
+    from onedc_jax.coding.path import FloatPath, IntegerPath
+    from onedc_jax.compilation import enable_compilation_cache
+    from onedc_jax.quantization import Calibration
+
+    source = checkpoint.resolve(arguments.model)
+    out = arguments.out or source
+    checkpoint.refuse_existing(out, arguments.overwrite)
+    enable_compilation_cache()
+    codec = load(source, "float")
+    config, params = checkpoint.load_model(source)
+    calibration = Calibration(codec.model.codec, codec.params["codec"])
+    latents = []
+
+    with tqdm(total=2 * len(files), unit="image", disable=None) as bar:
+
+        def look(file: Path, _) -> None:
+            bar.update()
+            y, z_indices = codec.analyse(_crop(images.read(file)[0]))
+            calibration.add(z_indices[None], y[None])
+            latents.append((y, z_indices))
+
+        say = lambda message: bar.write(f"onedc: {message}", file=sys.stderr)
+        _, failed = folders.for_each(((file, file) for file in files), look, say)
+        if not latents:
+            raise OneDCError(f"{arguments.images}: none of its images could be read")
+        entropy = calibration.integers()
+        paths = FloatPath.of(codec.model, codec.params), IntegerPath.of(entropy)
+        sizes = [0, 0]
+        for y, z_indices in latents:
+            for i, path in enumerate(paths):
+                sizes[i] += _size(path, y, z_indices)
+            bar.update()
+
+    checkpoint.save_model(
+        out, config, {**params, "entropy": entropy}, overwrite=arguments.overwrite
+    )
+    print(
+        f"{out}: y of {len(latents)} images takes {sizes[1]:,} bytes, "
+        f"{100 * (sizes[1] / sizes[0] - 1):+.2f} % to {sizes[0]:,} in floating point"
+    )
+    return SOME_FAILED if failed else 0
+
+
+def _pick(folder: Path, limit: int) -> list[Path]:
+    """At most `limit` images, evenly from all in the folder and below."""
+    from onedc_jax.images import READ_SUFFIXES
+
+    if limit < 1:
+        raise OneDCError(f"--limit {limit}: at least one image is needed")
+    if not folder.is_dir():
+        raise OneDCError(f"{folder}: no such folder")
+    files = folders.find(folder, READ_SUFFIXES)
+    if not files:
+        raise OneDCError(f"{folder}: no image in it")
+    count = min(limit, len(files))
+    return [files[i * len(files) // count] for i in range(count)]
+
+
+def _crop(image):
+    """The middle of an image, in whole blocks and at most _SIDE a side where it is large enough."""
+    sides = [min(_SIDE, side // 64 * 64 or side) for side in image.shape[:2]]
+    top, left = ((side - new) // 2 for side, new in zip(image.shape, sides, strict=False))
+    return image[top : top + sides[0], left : left + sides[1]]
+
+
+def _size(path, y, z_indices) -> int:
+    from onedc_jax.coding.entropy import encode_steps
+
+    return len(encode_steps(path.quantise(y, z_indices)[0])[0])

@@ -1,0 +1,90 @@
+"""What is compared: a codec makes a file of an image, and an image of that file."""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from onedc_jax.coding import codec as onedc
+from onedc_jax.errors import OneDCError
+
+Quality = float | str | None
+
+
+class Codec(Protocol):
+    """An image codec with one or more operating points.
+
+    `version` tells apart what has the same name but may give other files: weights, libraries,
+    commands. `suffix` is that of its files. `qualities` are the operating points, in the order that
+    they are coded in; a codec with a single one and no name for it has (None,).
+    """
+
+    name: str
+    version: str
+    suffix: str
+    qualities: tuple[Quality, ...]
+
+    def prepare(self, image: np.ndarray) -> None:
+        """Does what is done once for an image's size, so that it is in no one's seconds."""
+
+    def encode(self, image: np.ndarray, quality: Quality) -> bytes:
+        """uint8 [H, W, 3] -> a whole file. Raises OneDCError or OSError where it cannot."""
+
+    def decode(self, data: bytes) -> np.ndarray:
+        """The file -> uint8 [H, W, 3]. Raises OneDCError or OSError where it cannot."""
+
+    def parts(self, image: np.ndarray, data: bytes) -> dict[str, float]:
+        """Seconds of parts of the work, by name, for codecs that can tell."""
+
+
+class Model:
+    """A OneDC model, compiled at the first image of each padded size."""
+
+    suffix = ".onedc"
+    qualities: tuple[Quality, ...] = (None,)
+
+    def __init__(self, name_or_path: str | Path):
+        """A preset or a folder, as `onedc_jax.load` takes it. Raises ModelError as it does."""
+        self._codec = onedc.load(name_or_path)
+        self.name = str(name_or_path)
+        # The fingerprint in a file leaves out the decoder; here any other weight matters as well.
+        digest = hashlib.sha256(repr(self._codec.model).encode())
+        for leaf in jax.tree.leaves(self._codec.params):
+            digest.update(np.asarray(leaf).tobytes())
+        self.version = digest.hexdigest()[:16]
+        self._compiled: set[tuple[int, ...]] = set()
+
+    def prepare(self, image: np.ndarray) -> None:
+        if image.shape not in self._compiled:
+            self.parts(image, self._codec.encode(image))
+            self._compiled.add(image.shape)
+
+    def encode(self, image: np.ndarray, quality: Quality = None) -> bytes:
+        return self._codec.encode(image)
+
+    def decode(self, data: bytes) -> np.ndarray:
+        return self._codec.decode(data)
+
+    def parts(self, image: np.ndarray, data: bytes) -> dict[str, float]:
+        """Seconds of the networks on either side, without the prior and the entropy coder."""
+        start = time.perf_counter()
+        self._codec.analyse(image)
+        analysed = time.perf_counter()
+        self._codec.decode_latents(data)
+        latents = time.perf_counter()
+        self._codec.decode(data)
+        end = time.perf_counter()
+        return {
+            "encode_network_s": analysed - start,
+            "decode_network_s": max(0.0, (end - latents) - (latents - analysed)),
+        }
+
+
+def check_decoded(codec: Codec, image: np.ndarray, decoded: np.ndarray) -> None:
+    """Raises OneDCError unless a codec returned an image of the size that it was given."""
+    if decoded.shape != image.shape or decoded.dtype != np.uint8:
+        given, got = (f"{x.dtype} {list(x.shape)}" for x in (image, decoded))
+        raise OneDCError(f"{codec.name}: returned {got} for an image {given}")

@@ -1,0 +1,161 @@
+"""Rows to curves: means at each quality, and how much rate one codec saves against another."""
+
+import math
+import statistics
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from onedc_jax.errors import OneDCError
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is written, and which end of it is good."""
+
+    label: str
+    unit: str
+    higher_is_better: bool
+
+
+METRICS = {
+    "psnr": Metric("PSNR", "dB", True),
+    "ms_ssim": Metric("MS-SSIM", "", True),
+    "lpips_alex": Metric("LPIPS (AlexNet)", "", False),
+    "lpips_vgg": Metric("LPIPS (VGG)", "", False),
+    "dists": Metric("DISTS", "", False),
+    "fid": Metric("FID", "", False),
+    "kid": Metric("KID", "", False),
+}
+_POINT = ("codec", "version", "quality")
+SECONDS = ("encode_s", "decode_s", "encode_network_s", "decode_network_s")
+
+
+def points(rows: Iterable[dict]) -> list[dict]:
+    """The mean over images at each codec's each quality, in the order they first appear.
+
+    A point has "codec", "version", "quality", "images" (how many), "bpp", and of the metrics and
+    seconds those that some row has. Rows with "error" do not count.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        if "error" not in row:
+            groups.setdefault(tuple(row[name] for name in _POINT), []).append(row)
+    found = []
+    for key, group in groups.items():
+        point = dict(zip(_POINT, key, strict=True)) | {"images": len(group)}
+        for name in ("bpp", *METRICS, *SECONDS, "peak_mb"):
+            values = [float(row[name]) for row in group if row.get(name) is not None]
+            if values:
+                point[name] = max(values) if name == "peak_mb" else statistics.fmean(values)
+        found.append(point)
+    return found
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Rates in bpp, increasing, and what they buy, increasing too: a distance is negated."""
+
+    rates: np.ndarray
+    values: np.ndarray
+
+
+def curve(points: Iterable[dict], codec: str, metric: str) -> Curve:
+    """The curve of a codec; points that cost more than another and are no better are left out."""
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    pairs = sorted(
+        (point["bpp"], sign * point[metric])
+        for point in points
+        if point["codec"] == codec and math.isfinite(point.get(metric, math.nan))
+    )
+    kept: list[tuple[float, float]] = []
+    for rate, value in pairs:
+        if not kept or (rate > kept[-1][0] and value > kept[-1][1]):
+            kept.append((rate, value))
+    rates, values = np.array(kept).reshape(-1, 2).T
+    return Curve(rates, values)
+
+
+def bd_rate(anchor: Curve, test: Curve) -> dict[str, float | str]:
+    """How much more rate `test` needs than `anchor` for the same quality, in percent, on average.
+
+    Bjøntegaard's measure of log rate over quality, interpolated by PCHIP and by Akima:
+    {"pchip", "akima", "overlap"}, the last the share of both curves' range that both cover. Where
+    it cannot be said, {"note"} instead. Needs the package `bjontegaard`; raises OneDCError
+    without it.
+    """
+    try:
+        import bjontegaard
+    except ImportError as error:
+        raise OneDCError("without BD-rate: pip install bjontegaard") from error
+    for one, whose in ((test, "this codec"), (anchor, "the anchor")):
+        if len(one.rates) < 2:
+            return {"note": f"{whose} has {'a single rate' if len(one.rates) else 'no value'}"}
+    ends = [(one.values[0], one.values[-1]) for one in (anchor, test)]
+    covered = min(high for _, high in ends) - max(low for low, _ in ends)
+    overlap = covered / (max(high for _, high in ends) - min(low for low, _ in ends))
+    if overlap <= 0:
+        return {"note": "no overlap"}
+    found: dict[str, float | str] = {"overlap": float(overlap)}
+    for method in ("pchip", "akima"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of little overlap, which is told
+            value = bjontegaard.bd_rate(
+                *(anchor.rates, anchor.values, test.rates, test.values),
+                method=method,
+                require_matching_points=False,
+            )
+        found[method] = float(value)
+    return found
+
+
+def rate_at_equal(anchor: Curve, value: float) -> float | None:
+    """The anchor's rate, in bpp, at a value (negated if it is a distance); None beyond its ends.
+
+    Between two points the logarithm of the rate is linear.
+    """
+    if not len(anchor.rates) or not anchor.values[0] <= value <= anchor.values[-1]:
+        return None
+    return float(np.exp(np.interp(value, anchor.values, np.log(anchor.rates))))
+
+
+def compare(points: Sequence[dict], anchor: str) -> tuple[list[dict], list[dict]]:
+    """All codecs against one: rows of BD-rates, and rows of rates at equal metric.
+
+    The first are {"codec", "anchor", "metric"} and what `bd_rate` gives. The second, one for each
+    point of the others and metric, are {"codec", "quality", "metric", "value", "bpp", "anchor",
+    "anchor_bpp", "saving_percent"} or, beyond the anchor's ends, {"note"} in place of the last two.
+    """
+    codecs = list(dict.fromkeys(point["codec"] for point in points))
+    names = [name for name in METRICS if any(name in point for point in points)]
+    deltas, equals = [], []
+    for metric in names:
+        reference = curve(points, anchor, metric)
+        for codec in codecs:
+            if codec == anchor:
+                continue
+            row = {"codec": codec, "anchor": anchor, "metric": metric}
+            deltas.append(row | bd_rate(reference, curve(points, codec, metric)))
+    for point in points:
+        for metric in names:
+            if point["codec"] != anchor and math.isfinite(point.get(metric, math.nan)):
+                reference = curve(points, anchor, metric)
+                equals.append(_equal(point, metric, anchor, reference))
+    return deltas, equals
+
+
+def _equal(point: dict, metric: str, anchor: str, reference: Curve) -> dict:
+    value = point[metric]
+    row = {"codec": point["codec"], "quality": point["quality"], "metric": metric}
+    row |= {"value": value, "bpp": point["bpp"], "anchor": anchor}
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    rate = rate_at_equal(reference, sign * value)
+    if rate is None:
+        if not len(reference.values):
+            return row | {"note": "the anchor has no such value"}
+        if sign * value < reference.values[0]:
+            return row | {"note": "worse than the anchor at its lowest rate"}
+        return row | {"note": "better than the anchor at its highest rate"}
+    return row | {"anchor_bpp": rate, "saving_percent": 100 * (1 - point["bpp"] / rate)}

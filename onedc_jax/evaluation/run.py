@@ -1,0 +1,95 @@
+"""Codecs over images: each image coded at each quality, decoded, and compared."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from onedc_jax import folders, metrics
+from onedc_jax.errors import ImageError, OneDCError
+from onedc_jax.evaluation import results
+from onedc_jax.evaluation.codecs import Codec, Quality, check_decoded
+from onedc_jax.evaluation.results import Folder, Picture
+
+Distance = Callable[[np.ndarray, np.ndarray], dict[str, float | None]]
+
+
+def measure(
+    codec: Codec, image: np.ndarray, quality: Quality, distance: Distance
+) -> tuple[dict, bytes]:
+    """Codes and decodes uint8 [H, W, 3]: (numbers by name, the file).
+
+    The numbers are "width", "height", "bytes", "bpp" (of the whole file), the distances, the
+    seconds "encode_s" and "decode_s" (and the codec's `parts`), once compiled, and "peak_mb", the
+    most memory that this process has had so far (other programs not counted).
+    Raises OneDCError or OSError where the codec fails.
+    """
+    codec.prepare(image)
+    start = time.perf_counter()
+    data = codec.encode(image, quality)
+    middle = time.perf_counter()
+    decoded = codec.decode(data)
+    end = time.perf_counter()
+    check_decoded(codec, image, decoded)
+    height, width, _ = image.shape
+    row = {"width": width, "height": height, "bytes": len(data)}
+    row |= {"bpp": metrics.bpp(data, height, width)} | distance(image, decoded)
+    row |= {"encode_s": middle - start, "decode_s": end - middle} | codec.parts(image, data)
+    return row | {"peak_mb": _peak_mb()}, data
+
+
+def run(
+    codecs: Sequence[Codec],
+    pictures: Sequence[Picture],
+    distance: Distance,
+    names: Sequence[str],
+    folder: Folder,
+    step: Callable[[int], object] = lambda count: None,
+) -> Iterator[dict]:
+    """Yields a row for each image, codec and quality, from the folder where it has one.
+
+    `names` are the metrics that a row must have. A failure gives a row with "error", and of an
+    image that cannot be read a single one; it is tried again the next time. `step(count)` is told
+    as rows are done.
+    """
+    points = [(codec, quality) for codec in codecs for quality in codec.qualities]
+    for picture in pictures:
+        try:
+            digest = results.digest(picture.path)
+            keys = [results.row_key(picture, digest, *point) for point in points]
+            known = [folder.find_row(key, names) for key in keys]
+            image = None if all(known) else results.read_image(picture)
+        except (ImageError, OSError) as error:
+            row = {"image": picture.name, "error": folders.explain(error)}
+            folder.add_error(row)
+            yield row
+            step(len(points))
+            continue
+        for (codec, quality), key, row in zip(points, keys, known, strict=True):
+            yield row or _new_row(codec, image, quality, key, distance, folder)
+            step(1)
+
+
+def _new_row(codec: Codec, image, quality: Quality, key: dict, distance, folder: Folder) -> dict:
+    try:
+        values, data = measure(codec, image, quality, distance)
+    except (OneDCError, OSError, MemoryError, RuntimeError) as error:
+        message = folders.explain(error)
+        if message is None:
+            raise
+        row = key | {"error": message}
+        folder.add_error(row)
+        return row
+    return folder.add(key | values, data, codec.suffix)
+
+
+def _peak_mb() -> float | None:
+    """The largest resident size of this process so far, in MB; None where nobody counts it."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

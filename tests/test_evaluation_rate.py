@@ -1,0 +1,98 @@
+"""Curves and what one saves against another."""
+
+import math
+
+import numpy as np
+import pytest
+
+from onedc_jax.evaluation import plots, rate
+
+RATES = np.array([0.1, 0.2, 0.4, 0.8, 1.6])
+
+
+def codec(name: str, rates, **metrics) -> list[dict]:
+    """A codec's points: metrics are functions of the rate."""
+    return [
+        {"codec": name, "version": "1", "quality": n, "images": 1, "bpp": float(r)}
+        | {key: float(value(r)) for key, value in metrics.items()}
+        for n, r in enumerate(rates)
+    ]
+
+
+def psnr(r):
+    return 30 + 3 * np.log2(r)
+
+
+def lpips(r):
+    return 0.3 - 0.1 * np.log2(r)
+
+
+POINTS = [
+    *codec("anchor", RATES, psnr=psnr, lpips_vgg=lpips),
+    # The same quality for 20 % less.
+    *codec("better", 0.8 * RATES, psnr=lambda r: psnr(r / 0.8), lpips_vgg=lambda r: lpips(r / 0.8)),
+    *codec("single", [0.2], psnr=lambda r: psnr(0.4), lpips_vgg=lambda r: 0.9),
+    *codec("far", [4, 8], psnr=psnr, lpips_vgg=lpips),
+]
+
+
+def row(codec="a", quality=1, **values) -> dict:
+    return {"codec": codec, "version": "1", "quality": quality, "bpp": 1.0} | values
+
+
+def test_means_are_over_the_rows_that_have_a_value():
+    rows = [
+        row(psnr=10.0, ms_ssim=None, peak_mb=3.0),
+        row(psnr=20.0, ms_ssim=0.5, peak_mb=2.0),
+        {"image": "bad", "error": "x"},
+        row(quality=2, psnr="inf"),
+    ]
+    first, second = rate.points(rows)
+    assert (first["psnr"], first["ms_ssim"], first["peak_mb"], first["images"]) == (15, 0.5, 3, 2)
+    assert second["psnr"] == math.inf and second["images"] == 1
+
+
+def test_a_curve_keeps_what_is_worth_its_rate():
+    values = {0.1: 20, 0.2: 19, 0.4: 30, 0.8: 31}
+    points = codec("a", [0.4, 0.1, 0.2, 0.8], psnr=values.get)
+    points += codec("a", [1.6], psnr=lambda r: math.inf)
+    curve = rate.curve(points, "a", "psnr")
+    assert curve.rates.tolist() == [0.1, 0.4, 0.8] and curve.values.tolist() == [20, 30, 31]
+
+
+@pytest.mark.parametrize("metric", ["psnr", "lpips_vgg"])
+def test_a_codec_of_a_fifth_less_rate_saves_a_fifth(metric):
+    pytest.importorskip("bjontegaard")
+    curves = [rate.curve(POINTS, name, metric) for name in ("anchor", "better")]
+    found = rate.bd_rate(*curves)
+    assert found["pchip"] == pytest.approx(-20) and found["akima"] == pytest.approx(-20)
+    assert found["overlap"] == pytest.approx(1)
+
+
+def test_where_curves_do_not_overlap_that_is_said():
+    pytest.importorskip("bjontegaard")
+    curves = {name: rate.curve(POINTS, name, "psnr") for name in ("anchor", "far", "single")}
+    assert rate.bd_rate(curves["anchor"], curves["far"]) == {"note": "no overlap"}
+    single = rate.bd_rate(curves["anchor"], curves["single"])
+    assert single == {"note": "this codec has a single rate"}
+
+
+def test_a_single_point_has_the_anchor_s_rate_at_its_quality():
+    pytest.importorskip("bjontegaard")
+    _, equals = rate.compare(POINTS, "anchor")
+    own = {row["metric"]: row for row in equals if row["codec"] == "single"}
+    assert own["psnr"]["anchor_bpp"] == pytest.approx(0.4)
+    assert own["psnr"]["saving_percent"] == pytest.approx(50)
+    assert own["lpips_vgg"]["note"] == "worse than the anchor at its lowest rate"
+    (far, *_) = [row for row in equals if row["codec"] == "far"]
+    assert far["note"] == "better than the anchor at its highest rate"
+
+
+def test_figures_are_whole_and_the_same_each_time():
+    pytest.importorskip("matplotlib")
+    files = plots.draw(POINTS, "lpips_vgg", ["single"])
+    assert files[".png"].startswith(b"\x89PNG") and files == plots.draw(
+        POINTS, "lpips_vgg", ["single"]
+    )
+    svg = files[".svg"].decode()
+    assert svg.count("prefers-color-scheme") == 1 and svg.rstrip().endswith("</svg>")
