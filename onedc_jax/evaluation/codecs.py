@@ -1,6 +1,7 @@
 """What is compared: a codec makes a file of an image, and an image of that file."""
 
 import hashlib
+import json
 import time
 from pathlib import Path
 from typing import Protocol
@@ -8,6 +9,8 @@ from typing import Protocol
 import jax
 import numpy as np
 
+import onedc_jax
+from onedc_jax import checkpoint
 from onedc_jax.coding import codec as onedc
 from onedc_jax.errors import OneDCError
 
@@ -50,8 +53,11 @@ class Model:
         """A preset or a folder, as `onedc_jax.load` takes it. Raises ModelError as it does."""
         self._codec = onedc.load(name_or_path)
         self.name = str(name_or_path)
-        # The fingerprint in a file leaves out the decoder; here any other weight matters as well.
-        digest = hashlib.sha256(repr(self._codec.model).encode())
+        # The fingerprint in a file leaves out the decoder; here any other weight matters as well,
+        # and what the weights do may differ from one release of this package to the next.
+        config = checkpoint.read_config(checkpoint.resolve(name_or_path))
+        known = json.dumps([onedc_jax.__version__, config], sort_keys=True)
+        digest = hashlib.sha256(known.encode())
         for leaf in jax.tree.leaves(self._codec.params):
             digest.update(np.asarray(leaf).tobytes())
         self.version = digest.hexdigest()[:16]
