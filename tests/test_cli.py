@@ -254,7 +254,8 @@ def test_a_job_goes_on_past_a_bad_file_but_not_past_a_bad_model(tmp_path):
 
 
 def test_a_photo_there_and_back(capsys, photo, tiny_model):
-    assert onedc(capsys, "encode", photo, "--model", tiny_model)[::2] == (0, "")
+    code, _, err = onedc(capsys, "encode", photo, "--model", tiny_model)
+    assert code == 0 and err == f"onedc: {tiny_model}: {cli.files._INEXACT}\n"
     compressed, restored = photo.with_suffix(".onedc"), photo.with_name("restored.bmp")
     code, out, err = onedc(capsys, "decode", compressed, restored, "--model", tiny_model)
     assert (code, err) == (0, "")
@@ -306,7 +307,7 @@ def test_what_was_changed_in_reading_is_said(capsys, tmp_path, tiny_model):
     Image.new("RGBA", (8, 8)).save(tmp_path / "a.png")
     code, _, err = onedc(capsys, "encode", tmp_path / "a.png", "--model", tiny_model)
     assert code == 0
-    assert err == f"onedc: {tmp_path / 'a.png'}: transparency composited on white\n"
+    assert err.endswith(f"onedc: {tmp_path / 'a.png'}: transparency composited on white\n")
 
 
 def test_another_model_s_stream_is_refused(capsys, compressed, tiny_model):

@@ -14,6 +14,8 @@ from onedc_jax.errors import OneDCError
 
 _PRESETS = Path(__file__).parent.parent / "presets"
 
+_INEXACT = "computes in floating point, for one kind of machine (onedc quantize makes it exact)"
+
 _ENCODE = """\
 Compresses an image (PNG, JPEG, WebP, TIFF, BMP, GIF), or every image in a folder and below.
 
@@ -106,20 +108,27 @@ def add(commands) -> None:
 def _encode(arguments: argparse.Namespace) -> int:
     from onedc_jax import transcode
 
-    return _transcode(transcode.ENCODE, arguments, steps=arguments.steps)
+    @functools.cache
+    def load():
+        codec = loader(arguments.model)()
+        if not codec.exact:
+            say(f"{arguments.model}: {_INEXACT}")
+        return codec
+
+    return _transcode(transcode.ENCODE, arguments, load, steps=arguments.steps)
 
 
 def _decode(arguments: argparse.Namespace) -> int:
     from onedc_jax import transcode
 
     allowed = arguments.allow_truncated
-    return _transcode(transcode.DECODE, arguments, allow_truncated=allowed)
+    load = loader(arguments.model)
+    return _transcode(transcode.DECODE, arguments, load, allow_truncated=allowed)
 
 
-def _transcode(direction, arguments: argparse.Namespace, **options) -> int:
+def _transcode(direction, arguments: argparse.Namespace, load: Callable, **options) -> int:
     direction = replace(direction, work=functools.partial(direction.work, **options))
     source, target = arguments.input, arguments.output
-    load = loader(arguments.model)
     if source.is_dir():
         return _transcode_folder(direction, source, target or source, load, arguments.overwrite)
     source.stat()  # before anything else, to say that there is no such file

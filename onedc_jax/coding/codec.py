@@ -47,6 +47,11 @@ class Codec:
     params: Any
     entropy: Any = None  # integers, see `models/integer.py`; None: probabilities in float32
 
+    @property
+    def exact(self) -> bool:
+        """Whether its streams decode on every device, or on one kind of machine."""
+        return self.entropy is not None
+
     def encode(self, image: np.ndarray, steps: int = stream.STEPS) -> bytes:
         """uint8 [H, W, 3] -> a stream. The same image gives the same bytes.
 
