@@ -1,6 +1,7 @@
 """What a run leaves in its workdir: its configuration, checkpoints, the model, a diagnosis."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -30,6 +31,8 @@ def claim(workdir: Path, config) -> None:
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+        for unfinished in workdir.glob(".model.*"):  # of a run that was killed as it wrote one
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def open_checkpoints(
