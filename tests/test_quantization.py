@@ -1,5 +1,6 @@
 """Integers made from a float network: close to it, kept with it, and its streams told apart."""
 
+import shutil
 from functools import partial
 
 import jax
@@ -45,8 +46,10 @@ def folder(tiny_model, tmp_path_factory):
     for name, image in ("a.png", photo(64, 128)), ("b.png", photo(100, 150)[:, :140]):
         Image.fromarray(image).save(photos / name)
     (photos / "c.png").write_bytes(b"no image")
-    arguments = ["quantize", str(tiny_model), "--images", str(photos), "--out", str(root / "out")]
-    assert main(arguments) == 1  # one of three failed
+    shutil.copytree(tiny_model, root / "out")
+    assert (
+        main(["quantize", str(root / "out"), "--images", str(photos)]) == 1
+    )  # one of three failed
     return root / "out"
 
 
@@ -155,10 +158,12 @@ def test_the_command_needs_images_and_replaces_nothing_unasked(folder, tmp_path,
     Image.fromarray(photo(64, 64)).save(tmp_path / "a.png")
     assert main([*base, str(tmp_path), "--limit", "0"]) == 2
     assert main([*base, str(tmp_path)]) == 2
+    assert main([*base, str(tmp_path), "--out", str(folder)]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(": ")[-1] for line in lines] == [
         "no such folder",
         "no image in it",
         "at least one image is needed",
+        "has integers already; --overwrite makes them anew",
         "exists already; remove it or choose another name",
     ]

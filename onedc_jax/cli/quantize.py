@@ -19,6 +19,7 @@ weights stay as they are. Streams that it made before are another model's afterw
 
 _EXAMPLES = """\
 examples:
+  onedc quantize CKPT --images photos/
   onedc quantize RUN --images photos/ --out exact
   onedc encode photo.jpg --model exact"""
 
@@ -32,12 +33,12 @@ def add(commands) -> None:
         "--images", type=Path, required=True, metavar="DIR", help="a folder of photos"
     )
     child.add_argument(
-        "--out", type=Path, metavar="DIR", help="the model folder to make (default: MODEL itself)"
+        "--out", type=Path, metavar="DIR", help="the model folder to make (default: add to MODEL)"
     )
     child.add_argument(
         "--limit", type=int, default=32, metavar="N", help="at most so many (default: %(default)s)"
     )
-    child.add_argument("--overwrite", action="store_true", help="replace a model that exists")
+    child.add_argument("--overwrite", action="store_true", help="replace what exists already")
 
 
 def _quantize(arguments: argparse.Namespace) -> int:
@@ -53,10 +54,13 @@ def _quantize(arguments: argparse.Namespace) -> int:
 
     source = checkpoint.resolve(arguments.model)
     out = arguments.out or source
-    checkpoint.refuse_existing(out, arguments.overwrite)
+    if arguments.out:
+        checkpoint.refuse_existing(out, arguments.overwrite)
     enable_compilation_cache()
     codec = load(source, "float")
     config, params = checkpoint.load_model(source)
+    if not arguments.out and "entropy" in params and not arguments.overwrite:
+        raise OneDCError(f"{source}: has integers already; --overwrite makes them anew")
     calibration = Calibration(codec.model.codec, codec.params["codec"])
     latents = []
 
@@ -80,9 +84,8 @@ def _quantize(arguments: argparse.Namespace) -> int:
                 sizes[i] += _size(path, y, z_indices)
             bar.update()
 
-    checkpoint.save_model(
-        out, config, {**params, "entropy": entropy}, overwrite=arguments.overwrite
-    )
+    # In its own folder a model only gains a part, and is whole at every moment.
+    checkpoint.save_model(out, config, params | {"entropy": entropy}, overwrite=True)
     print(
         f"{out}: y of {len(latents)} images takes {sizes[1]:,} bytes, "
         f"{100 * (sizes[1] / sizes[0] - 1):+.2f} % to {sizes[0]:,} in floating point"
