@@ -61,6 +61,7 @@ ROOMS = {
     "onedc_jax.evaluation.codecs": ["errors", "checkpoint", "coding.codec"],
     "onedc_jax.evaluation.rate": ["errors"],
     "onedc_jax.evaluation.plots": ["errors", "evaluation.rate"],
+    "onedc_jax.evaluation.checkpoints": ["errors", "metrics", "coding.codec", "evaluation.*"],
     "onedc_jax.evaluation.*": [
         *("errors", "images", "folders", "log", "metrics", "evaluation.*"),
     ],

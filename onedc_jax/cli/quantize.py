@@ -56,11 +56,11 @@ def _quantize(arguments: argparse.Namespace) -> int:
     out = arguments.out or source
     if arguments.out:
         checkpoint.refuse_existing(out, arguments.overwrite)
-    enable_compilation_cache()
-    codec = load(source, "float")
     config, params = checkpoint.load_model(source)
     if not arguments.out and "entropy" in params and not arguments.overwrite:
         raise OneDCError(f"{source}: has integers already; --overwrite makes them anew")
+    enable_compilation_cache()
+    codec = load(source, "float")
     calibration = Calibration(codec.model.codec, codec.params["codec"])
     latents = []
 

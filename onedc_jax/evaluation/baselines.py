@@ -13,22 +13,15 @@ import numpy as np
 from PIL import Image, features
 
 from onedc_jax.errors import ImageError, OneDCError
-from onedc_jax.evaluation.codecs import Quality
+from onedc_jax.evaluation.codecs import Plain, Quality
 
 
 @dataclass(frozen=True)
-class Baseline:
+class Baseline(Plain):
     """A codec of `encode_(image, quality)` and `decode_(data)`, which raise what they like."""
 
-    name: str
-    version: str
-    suffix: str
-    qualities: tuple[Quality, ...]
     encode_: Callable[[np.ndarray, Quality], bytes]
     decode_: Callable[[bytes], np.ndarray]
-
-    def prepare(self, image: np.ndarray) -> None:
-        pass
 
     def encode(self, image: np.ndarray, quality: Quality) -> bytes:
         try:
@@ -46,9 +39,6 @@ class Baseline:
             raise
         except Exception as error:
             raise ImageError(f"{self.name}: cannot read its own file ({error})") from error
-
-    def parts(self, image: np.ndarray, data: bytes) -> dict[str, float]:
-        return {}
 
 
 def available(names: Iterable[str]) -> tuple[list[Baseline], list[str]]:

@@ -4,11 +4,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from onedc_jax import metrics as measures
+from onedc_jax.coding.codec import Codec, load
 from onedc_jax.errors import OneDCError
 from onedc_jax.evaluation import results
-from onedc_jax.evaluation.codecs import Model
 from onedc_jax.evaluation.distances import Distances
-from onedc_jax.evaluation.run import measure
 
 
 class Coded:
@@ -33,7 +35,12 @@ class Coded:
 
         NaN for a metric that all images are too small for.
         """
-        codec = Model(model)
-        rows = [measure(codec, image, None, self._distances)[0] for image in self._images]
+        codec = load(model)
+        rows = [self._measure(codec, image) for image in self._images]
         found = {name: [row[name] for row in rows if row[name] is not None] for name in self.names}
         return {name: statistics.fmean(v) if v else float("nan") for name, v in found.items()}
+
+    def _measure(self, codec: Codec, image: np.ndarray) -> dict[str, float | None]:
+        data = codec.encode(image)
+        rate = measures.bpp(data, *image.shape[:2])
+        return {"bpp": rate} | self._distances(image, codec.decode(data))

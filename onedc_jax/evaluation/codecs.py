@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -41,6 +42,22 @@ class Codec(Protocol):
 
     def parts(self, image: np.ndarray, data: bytes) -> dict[str, float]:
         """Seconds of parts of the work, by name, for codecs that can tell."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What codecs have in common that need no preparation and cannot tell parts of their work."""
+
+    name: str
+    version: str
+    suffix: str
+    qualities: tuple[Quality, ...]
+
+    def prepare(self, image: np.ndarray) -> None:
+        pass
+
+    def parts(self, image: np.ndarray, data: bytes) -> dict[str, float]:
+        return {}
 
 
 class Model:

@@ -27,25 +27,18 @@ import numpy as np
 
 from onedc_jax import images
 from onedc_jax.errors import OneDCError
-from onedc_jax.evaluation.codecs import Quality
+from onedc_jax.evaluation.codecs import Plain, Quality
 
 _KEYS = {"name", "encode", "decode", "qualities", "suffix", "version", "timeout"}
 
 
 @dataclass(frozen=True)
-class External:
+class External(Plain):
     """A codec that other programs are; each command a tuple of words with {places} in them."""
 
-    name: str
-    version: str
-    suffix: str
-    qualities: tuple[Quality, ...]
     encode_command: tuple[str, ...]
     decode_command: tuple[str, ...]
     timeout: float
-
-    def prepare(self, image: np.ndarray) -> None:
-        pass
 
     def encode(self, image: np.ndarray, quality: Quality) -> bytes:
         with tempfile.TemporaryDirectory(prefix="onedc-") as folder:
@@ -60,9 +53,6 @@ class External:
             source.write_bytes(data)
             self._run(self.decode_command, source, target, None)
             return images.read(target)[0]
-
-    def parts(self, image: np.ndarray, data: bytes) -> dict[str, float]:
-        return {}
 
     def _run(self, command, source: Path, target: Path, quality: Quality) -> None:
         values = {"{input}": str(source), "{output}": str(target), "{quality}": str(quality)}

@@ -19,7 +19,10 @@ _IDENTITY = ("stage", "model", "trainable", "seed", "batch_size")
 
 
 def claim(workdir: Path, config) -> None:
-    """Writes the configuration into a workdir; OneDCError if it holds the run of another."""
+    """Writes the configuration into a workdir, and clears away what a killed run left unfinished.
+
+    Raises OneDCError if the workdir holds the run of another configuration.
+    """
     path, text = workdir / "config.json", config.to_json_best_effort(indent=2)
     if path.exists():
         before, now = json.loads(path.read_text()), json.loads(text)
