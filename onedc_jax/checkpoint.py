@@ -175,13 +175,14 @@ def fingerprint(params: Mapping[str, Any]) -> int | None:
     """16 bits of a digest of the weights that a stream's probabilities depend on.
 
     They are the integers of part "entropy", where there is one; otherwise the codec's
-    hyper-synthesis and prior, as float32; in the order of their paths. A stream carries it, so
-    that another model refuses the stream. None for what is no whole codec (a VAE).
+    hyper-synthesis, prior and knob, as float32; in the order of their paths. A stream carries it,
+    so that another model refuses the stream. None for what is no whole codec (a VAE).
     """
-    codec, parts = params.get("codec", {}), ("hyper_synthesis", "prior")
+    codec, parts = params.get("codec", {}), {"hyper_synthesis", "prior"}
     if "entropy" in params:
         entropy, kind = params["entropy"], lambda x: x.dtype.newbyteorder("<")
-    elif codec.keys() >= set(parts):
+    elif codec.keys() >= parts:
+        parts |= {"knob"} & codec.keys()
         entropy, kind = {name: codec[name] for name in parts}, lambda x: "<f4"
     else:
         return None

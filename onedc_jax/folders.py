@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from onedc_jax.errors import ModelError, OneDCError
@@ -65,24 +66,40 @@ def for_each(
     jobs: Iterable[tuple[Path, Path]],
     work: Callable[[Path, Path], object],
     failed: Callable[[str], object],
+    workers: int = 1,
 ) -> tuple[list, int]:
     """work(file, target) for every job, folders made as needed: (the results, how many failed).
 
-    A failure that a user can understand is told to `failed` in one line and does not end the job;
-    a ModelError does, since every further file would fail alike.
+    So many `workers` are at it at a time; results and failures are in the order of the jobs. A
+    failure that a user can understand is told to `failed` in one line and does not end the job; a
+    ModelError does, since every further file would fail alike.
     """
+
+    def made(file: Path, target: Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return work(file, target)
+
     results, failures = [], 0
-    for file, target in jobs:
+    with ThreadPoolExecutor(workers) as pool:
+        pending = [(*job, pool.submit(made, *job)) for job in jobs]
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            results.append(work(file, target))
-        except ModelError:
+            for file, target, future in pending:
+                error = _unless_unknown(future.exception())
+                if error is None:
+                    results.append(future.result())
+                    continue
+                failures += 1
+                message = explain(error)
+                named = str(file) in message or str(target) in message
+                failed(message if named else f"{file}: {message}")
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
             raise
-        except Exception as error:
-            message = explain(error)
-            if message is None:
-                raise
-            failures += 1
-            named = str(file) in message or str(target) in message
-            failed(message if named else f"{file}: {message}")
     return results, failures
+
+
+def _unless_unknown(error: BaseException | None) -> BaseException | None:
+    """Raises what no user can understand, and what all further files would fail with alike."""
+    if error is not None and (isinstance(error, ModelError) or explain(error) is None):
+        raise error
+    return error

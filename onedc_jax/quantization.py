@@ -36,14 +36,17 @@ class Calibration:
     """
 
     def __init__(self, codec: Codec, params: Mapping[str, Any]):
-        self._params = {name: params[name] for name in ("hyper_synthesis", "prior")}
+        self._params = {name: params[name] for name in integer.PARTS & params.keys()}
         self._look = jax.jit(partial(input_ranges, codec))
+        self._rates = [None] if codec.rates == 1 else np.linspace(0, 1, codec.rates, dtype="f4")
         self._ranges: Ranges = {}
 
     def add(self, z_indices: Array, y: Array) -> None:
-        """Takes a batch into account; each size of y compiles a program."""
-        for name, seen in self._look(self._params, z_indices, y).items():
-            self._ranges[name] = np.maximum(seen, self._ranges.get(name, 0.0))
+        """Takes a batch into account, at all rates; each size of y compiles a program."""
+        for rate in self._rates:
+            rate = None if rate is None else np.full(len(y), rate)
+            for name, seen in self._look(self._params, z_indices, y, rate).items():
+                self._ranges[name] = np.maximum(seen, self._ranges.get(name, 0.0))
 
     def integers(self) -> Any:
         """What `calibrate` returns, or raises, for all that was added."""
@@ -57,9 +60,10 @@ def calibrate(codec: Codec, params: Mapping[str, Any], z_indices: Array, y: Arra
     """The integers of a codec's entropy path, from one batch.
 
     Args:
-      codec: the network; its `params`: {"hyper_synthesis", "prior", ..}, float.
+      codec: the network; its `params`: {"hyper_synthesis", "prior", ..}, float, with "knob" where
+        it has several rates.
       z_indices: tokens int32 [B, H/64, W/64].
-      y: float32 [B, H/16, W/16, channels], not rounded.
+      y: float32 [B, H/16, W/16, channels], as the network makes it: without gain, not rounded.
 
     Returns:
       The tree that a model folder holds as "entropy".
@@ -72,7 +76,9 @@ def calibrate(codec: Codec, params: Mapping[str, Any], z_indices: Array, y: Arra
     return calibration.integers()
 
 
-def input_ranges(codec: Codec, params: Any, z_indices: Array, y: Array) -> dict[str, Array]:
+def input_ranges(
+    codec: Codec, params: Any, z_indices: Array, y: Array, rate: Array | None = None
+) -> dict[str, Array]:
     """How large each input channel of each layer gets: {"prior/fusion_0/dw_in": [C], ..}."""
     ranges = {}
 
@@ -88,20 +94,23 @@ def input_ranges(codec: Codec, params: Any, z_indices: Array, y: Array) -> dict[
 
     def path(codec):
         features, _ = codec.hyper_synthesis(indices_to_codes(z_indices))
-        return codec.prior(y, features)
+        gain, _, bias = codec.at_rate(rate)
+        return codec.prior(y * gain, features + bias)
 
-    parts = {name: params[name] for name in ("hyper_synthesis", "prior")}
     with nn.intercept_methods(watch):
-        codec.clone(dtype="float32").apply({"params": parts}, method=path)
+        codec.clone(dtype="float32").apply({"params": params}, method=path)
     return ranges
 
 
 def to_integers(params: Mapping[str, Any], ranges: Mapping[str, Any]) -> Any:
     """The integers of a network from its weights and `input_ranges`, as `calibrate`."""
-    params = {name: params[name] for name in ("hyper_synthesis", "prior")}
+    params = {name: params[name] for name in integer.PARTS & params.keys()}
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     tree = {part: {} for part in params}
-    for part, children in params.items():
+    if "knob" in params:
+        tree["knob"] = {"offset": _offsets(params["knob"]["bias"])}
+    for part in ("hyper_synthesis", "prior"):
+        children = params[part]
         for name, child in children.items():
             inner = {
                 key.rpartition("/")[2]: value
@@ -118,6 +127,14 @@ def to_integers(params: Mapping[str, Any], ranges: Mapping[str, Any]) -> Any:
                 tree[part][name] = _onto_stream(*_reading(child, inner[name]))
     integer.check(tree, params)
     return tree
+
+
+def _offsets(bias: np.ndarray) -> np.ndarray:
+    """The knob's bias [points, C] at each of its places, on the residual stream's grid."""
+    points = np.linspace(0, 1, len(bias))
+    places = np.arange(integer.RATES) / (integer.RATES - 1)
+    offsets = np.stack([np.interp(places, points, column) for column in bias.T], axis=1)
+    return np.rint(offsets * 2.0**integer.FRACTION).astype(np.int32)
 
 
 def _depth_conv_block(params: Mapping[str, Any], ranges: Ranges) -> dict[str, Any]:

@@ -24,6 +24,7 @@ class Done:
     size: int
     seconds: float
     notes: tuple[str, ...] = ()
+    quality: float | None = None  # 0 to 100, of models with a knob
 
     @property
     def bpp(self) -> float:
@@ -32,7 +33,8 @@ class Done:
 
     def __str__(self) -> str:
         size = f"{self.width}x{self.height}  {self.size:,} bytes"
-        return f"{size}  {self.bpp:.3f} bpp  {self.seconds:.2f} s"
+        quality = "" if self.quality is None else f"  quality {self.quality:.0f}"
+        return f"{size}  {self.bpp:.3f} bpp{quality}  {self.seconds:.2f} s"
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,16 @@ class Direction:
     work: Callable[..., Done]  # (load, file, target, overwrite), as encode and decode below
 
 
+def _encoded(codec, image) -> bytes:
+    return codec.encode(image)
+
+
 def encode(
-    load: Callable, file: Path, target: Path, overwrite: bool, steps: int = stream.STEPS
+    load: Callable, file: Path, target: Path, overwrite: bool, coded: Callable = _encoded
 ) -> Done:
     """Image file -> compressed file. `load()` gives the codec, asked for once all else is well.
 
-    Of y's four steps the first `steps` are written, with 0 the tokens alone.
+    `coded(codec, image)` makes the stream, of whatever quality and size it should be.
 
     Raises ImageError, ModelError, StreamError or OSError, and then leaves no file.
     """
@@ -60,10 +66,11 @@ def encode(
     image, notes = images.read(file)
     codec = load()
     start = time.perf_counter()
-    data = codec.encode(image, steps)
+    data = coded(codec, image)
     seconds = time.perf_counter() - start
     images.atomic_write(target, data, overwrite)
-    return Done(image.shape[1], image.shape[0], len(data), seconds, tuple(notes))
+    quality = stream.inspect(data).header.quality
+    return Done(image.shape[1], image.shape[0], len(data), seconds, tuple(notes), quality)
 
 
 def decode(
@@ -88,7 +95,8 @@ def decode(
     seconds = time.perf_counter() - start
     images.write(target, image, overwrite)
     notes = (f"cut short, {_loss(info)}",) if info.cut else ()
-    return Done(image.shape[1], image.shape[0], len(data), seconds, notes)
+    quality = info.header.quality
+    return Done(image.shape[1], image.shape[0], len(data), seconds, notes, quality)
 
 
 def _loss(info: stream.Info) -> str:

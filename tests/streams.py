@@ -42,7 +42,7 @@ class HashPath:
         self.dequantise(read, z_indices)
         return coded
 
-    def dequantise(self, read, z_indices):
+    def dequantise(self, read, z_indices, rate=None):
         """`read(levels)` gives a step's symbols -> y_hat int64 [4, channels, rows, columns]."""
         grid = np.kron(z_indices.astype(np.uint32), np.ones((4, 4), np.uint32))
         channels = np.arange(self.channels, dtype=np.uint32)[:, None, None]

@@ -3,6 +3,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -250,6 +252,18 @@ def test_a_job_goes_on_past_a_bad_file_but_not_past_a_bad_model(tmp_path):
         folders.for_each(jobs, work, said.append)
 
 
+def test_several_are_at_work_and_what_they_make_stays_in_order(tmp_path):
+    both = threading.Barrier(2, timeout=20)
+
+    def work(file, _):
+        both.wait()  # for another worker
+        time.sleep(0.1 * (file.name == "a"))
+        return file.name
+
+    jobs = [(Path(name), tmp_path / name) for name in "abcd"]
+    assert folders.for_each(jobs, work, print, workers=2) == (list("abcd"), 0)
+
+
 # With a model
 
 
@@ -301,6 +315,19 @@ def test_a_folder_there_and_back(capsys, tmp_path, tiny_model):
     assert (code, err) == (0, "") and out.startswith("2 decoded, 0 failed")
     with Image.open(back / "a.png") as a, Image.open(back / "sub" / "b.png") as b:
         assert (a.size, b.size) == ((70, 50), (65, 63))
+
+
+def test_several_devices_make_the_same_files(capsys, tmp_path, tiny_model):
+    for i in range(4):
+        picture(tmp_path / "in" / f"{i}.png", 40 + 30 * i, 50)
+    one, two = tmp_path / "one", tmp_path / "two"
+    command = ["encode", tmp_path / "in", one, "--model", tiny_model]
+    assert onedc(capsys, *command)[0] == 0
+    command = [sys.executable, "-m", "onedc_jax.cli", *command[:2], two, *command[3:]]
+    flags = "--xla_force_host_platform_device_count=2"
+    subprocess.run(command, env=os.environ | {"XLA_FLAGS": flags}, check=True, timeout=300)
+    for file in one.iterdir():
+        assert (two / file.name).read_bytes() == file.read_bytes()
 
 
 def test_what_was_changed_in_reading_is_said(capsys, tmp_path, tiny_model):

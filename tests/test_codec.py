@@ -40,7 +40,7 @@ def test_encoding_is_deterministic(codec, tiny_model):
 
 def test_values_beyond_every_table_survive(codec):
     """y far from its mean is escaped, not clipped; what is no number does no harm."""
-    path = codec._entropy
+    path = codec.path
     y, z_indices = (x.copy() for x in codec.analyse(photo(64, 64)))
     y[0, 0, :3], y[1, 1, 0] = (20000.0, -20000.0, 1e9), np.nan
     steps, y_hat = path.quantise(y, z_indices)

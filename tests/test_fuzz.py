@@ -20,9 +20,9 @@ from streams import HashPath
 from onedc_jax.coding import entropy, stream
 from onedc_jax.coding.codec import Codec
 from onedc_jax.errors import StreamError
+from onedc_jax.models.onedc import build
 
-CODEC = Codec("hashes", None, None)
-vars(CODEC)["_entropy"] = HashPath()  # in place of the cached one, which needs a model
+CODEC = Codec("hashes", build({}), None, HashPath())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Original:
 
 
 def original(width: int, height: int, steps: int, rng: np.random.Generator) -> Original:
-    path = CODEC._entropy
+    path = CODEC.path
     header = stream.Header(width, height, path.fingerprint, path.arithmetic)
     z = rng.integers(0, 2**14, header.z_shape).astype(np.int32)
     nothing = (np.zeros(0, np.int32), np.zeros(0, np.uint8))

@@ -69,10 +69,19 @@ def test_the_batch_does_not_matter(case, found, count):
 
 def test_operation_by_operation_it_is_the_same(case):
     y_hat = jnp.asarray(case.symbols[0][:1].repeat(4, -1) << 10, jnp.int32)
-    given = 2, case.entropy["prior"], y_hat, y_hat[..., ::-1]
-    compiled = integer.prior_refine(*given)
+    given = jnp.int32(2), case.entropy, y_hat, y_hat[..., ::-1], jnp.array([[2, 3]])
+    compiled = jax.jit(integer.refine)(*given)
     with jax.disable_jit():
-        np.testing.assert_array_equal(integer.prior_refine(*given), compiled)
+        np.testing.assert_array_equal(integer.refine(*given), compiled)
+
+
+def test_in_an_array_that_is_larger_an_image_is_as_alone(case, found):
+    """Beyond its end there are other tokens and symbols, of which it must not know."""
+    z_indices = np.pad(case.z_indices, ((0, 0), (0, 1), (0, 2)), mode="reflect")
+    ends = ((0, 0), (0, 4), (0, 8), (0, 0))
+    symbols = tuple(np.pad(x, ends, mode="reflect") for x in case.symbols)
+    larger = proof.predictions(case.entropy, z_indices, symbols, blocks=(2, 3))
+    assert_same([(m[:, :8, :12], s[:, :8, :12]) for m, s in larger], found)
 
 
 def test_far_from_its_edge_a_tile_is_as_the_whole(case):

@@ -1,12 +1,25 @@
 """The quality knob: one codec at many rates, and none of it where there is one rate."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import MICRO_MODEL
+from pictures import photo
 
+from onedc_jax import quantization
+from onedc_jax.checkpoint import save_model
+from onedc_jax.cli import main
+from onedc_jax.coding import search, stream
+from onedc_jax.coding.codec import load
+from onedc_jax.coding.path import IntegerPath
+from onedc_jax.errors import ImageError, ModelError, StreamError
+from onedc_jax.images import write
+from onedc_jax.models import integer
 from onedc_jax.models.codec import Codec, RateKnob
+from onedc_jax.models.init import random_params
 from onedc_jax.models.onedc import build, param_shapes
 
 POINTS, CHANNELS = 3, 2
@@ -52,3 +65,135 @@ def test_gains_are_those_of_the_rate():
     np.testing.assert_allclose(gained[0, 0, 0], [8, 32], rtol=1e-5)
     same = Codec(channels=CHANNELS).apply({"params": {}}, y, method=Codec.gained)
     np.testing.assert_array_equal(same, y)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder with a model of three points, whose prior hears of the rate."""
+    config = MICRO_MODEL | dict(codec=MICRO_MODEL["codec"] | dict(rates=3))
+    params = random_params(param_shapes(build(config)), seed=0)
+    knob = params["codec"]["knob"]
+    gains = np.array([-3.0, -1.0, 1.0], np.float32)[:, None]
+    bias = 0.1 * np.random.default_rng(0).normal(size=knob["bias"].shape).astype("f4")
+    params["codec"]["knob"] = dict(
+        gain=knob["gain"] + gains, inverse=knob["inverse"] - gains, bias=bias
+    )
+    path = tmp_path_factory.mktemp("knob") / "model"
+    save_model(path, config, params)
+    return path
+
+
+@pytest.fixture(scope="module")
+def exact(model):
+    """The same with integers."""
+    codec = load(model)
+    y, z_indices = codec.analyse(photo(64, 128))
+    params = codec.params["codec"]
+    entropy = quantization.calibrate(codec.model.codec, params, z_indices[None], y[None])
+    return replace(codec, path=IntegerPath.of(entropy))
+
+
+def test_a_quality_reaches_the_decoder(exact):
+    image = photo(60, 128)
+    sizes = []
+    for quality in (0, 40, 100):
+        data = exact.encode(image, quality=quality)
+        header, latents = exact.decode_latents(data)
+        assert header.rate == latents.rate == round(2.55 * quality)
+        np.testing.assert_array_equal(latents.y_hat, exact.encode_latents(image, quality).y_hat)
+        assert exact.decode(data).shape == image.shape
+        sizes.append(len(data))
+    assert sizes == sorted(set(sizes))
+    assert exact.encode(image) == exact.encode(image, quality=50)
+
+
+def test_the_rate_changes_what_the_decoder_makes_of_the_same_latents(exact):
+    latents = exact.encode_latents(photo(64, 128), quality=60)
+    other = replace(latents, rate=255)
+    assert (exact.reconstruct(latents) != exact.reconstruct(other)).any()
+
+
+@pytest.mark.parametrize("rate", [0, 100, 255])
+def test_integers_follow_the_float_network_at_any_rate(model, exact, rate):
+    held = exact.analyse(photo(64, 128))
+    steps, y_hat = exact.quantise(*held, rate)
+    wanted, close = load(model).quantise(*held, rate)
+    differ = np.mean([np.mean(a[0] != b[0]) for a, b in zip(steps, wanted, strict=True)])
+    assert differ < 0.02
+    assert np.median(np.abs(y_hat - close)) < 0.02
+
+
+def test_offsets_of_the_wrong_shape_or_size_are_refused(exact):
+    entropy, codec = exact.path.entropy, exact.params["codec"]
+    integer.check(entropy, codec)
+    offset = np.asarray(entropy["knob"]["offset"])
+    for wrong in (offset[1:], offset.astype(np.int64), offset + (1 << 28)):
+        with pytest.raises(ModelError, match="entropy/knob"):
+            integer.check(entropy | dict(knob=dict(offset=wrong)), codec)
+    with pytest.raises(ModelError, match="needs hyper_synthesis, knob, prior"):
+        integer.check({k: v for k, v in entropy.items() if k != "knob"}, codec)
+
+
+def test_a_search_finds_the_last_that_fits():
+    sizes = [7, 7, 9, 12, 12, 30]
+    tried = []
+
+    def make(i):
+        tried.append(i)
+        return bytes(sizes[i])
+
+    found = {limit: search.most_within(make, len(sizes), limit)[0] for limit in range(5, 40)}
+    assert found == {n: max([0] + [i for i, s in enumerate(sizes) if s <= n]) for n in found}
+    assert len(tried) <= 4 * len(found)
+    nearest = {n: len(search.nearest(make, len(sizes), n)) for n in (1, 8, 10, 11, 20, 22, 99)}
+    assert nearest == {1: 7, 8: 7, 10: 9, 11: 12, 20: 12, 22: 30, 99: 30}
+
+
+def test_a_size_is_met(exact):
+    image = photo(64, 128)
+    smallest = len(exact.encode(image, steps=0))
+    for size in (smallest, 100, 300, 10**6):
+        data = exact.encode_within(image, size)
+        assert len(data) <= size
+        exact.decode(data)
+        rate = stream.inspect(data).header.rate
+        if 0 < rate < 255:
+            assert len(exact.encode(image, quality=100 * (rate + 1) / 255)) > size
+    assert len(data) == len(exact.encode(image, quality=100))
+    with pytest.raises(ImageError, match=f"smallest file has {smallest}"):
+        exact.encode_within(image, smallest - 1)
+    assert len(exact.encode_near(image, 1)) == smallest
+
+
+def test_a_model_of_one_rate_meets_sizes_by_steps(tiny_model):
+    codec, image = load(tiny_model), photo(128, 128)
+    sizes = [len(codec.encode(image, steps)) for steps in range(5)]
+    assert len(codec.encode_within(image, sizes[2])) == sizes[2]
+    with pytest.raises(ModelError, match="of one rate"):
+        codec.encode(image, quality=50)
+
+
+def test_streams_and_models_must_both_have_a_rate(exact):
+    content = stream.unpack(exact.encode(photo(64, 128)))
+    forged = stream.pack(replace(content.header, rate=None), content.z, content.y, content.words)
+    with pytest.raises(StreamError, match=r"no rate, .* with a quality knob"):
+        exact.decode(forged)
+
+
+def test_the_command_line_meets_a_quality_or_a_size(model, tmp_path, capsys):
+    write(tmp_path / "p.png", photo(64, 128), overwrite=False)
+    run = lambda *options: main(
+        ["encode", str(tmp_path / "p.png"), "--model", str(model), "--overwrite", *options]
+    )
+    assert run("--quality", "80") == 0
+    assert "quality 80" in capsys.readouterr().out
+    assert main(["info", str(tmp_path / "p.onedc")]) == 0
+    assert "quality     80  (rate 204 of 255)" in capsys.readouterr().out
+    assert run("--max-bytes", "100") == 0
+    assert (tmp_path / "p.onedc").stat().st_size <= 100
+    assert run("--target-bpp", "0.2") == 0
+    assert run("--max-bytes", "10") == 2
+    assert "10 bytes are too few" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run("--quality", "101")
+    assert "101 is no number from 0 to 100" in capsys.readouterr().err

@@ -42,7 +42,8 @@ ROOMS = {
     "onedc_jax.coding.codec": ["errors", "models.*", "checkpoint", "coding.*"],
     "onedc_jax.coding.path": [
         *("errors", "models.*", "checkpoint"),
-        *("coding.tables", "coding.entropy", "coding.stream"),
+        *("coding.tables", "coding.entropy", "coding.stream", "coding.windows"),
+        "coding.programs",
     ],
     "onedc_jax.coding.proof": ["errors", "models.*", "coding.entropy", "coding.path"],
     "onedc_jax.coding.*": ["errors", "coding.tables", "coding.entropy", "coding.stream"],
@@ -67,6 +68,7 @@ ROOMS = {
     ],
     # what people use
     "onedc_jax.transcode": ["errors", "images", "coding.stream"],
+    "onedc_jax.export": ["models.*", "coding.codec", "coding.stream"],
     "onedc_jax.cli": ["*"],
     "onedc_jax.cli.*": ["*"],
     "onedc_jax": [],
@@ -78,6 +80,7 @@ LIGHT = {
     "onedc_jax.cli": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.cli.common": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.cli.evaluation": ("jax", "flax", "numpy", "PIL", "orbax"),
+    "onedc_jax.cli.export": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.cli.files": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.cli.models": ("jax", "flax", "numpy", "PIL", "orbax"),
     "onedc_jax.cli.quantize": ("jax", "flax", "numpy", "PIL", "orbax"),

@@ -2,9 +2,11 @@
 
 import argparse
 import functools
+import itertools
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 
 import onedc_jax
@@ -32,6 +34,13 @@ def command(
     return child
 
 
+def count(text: str) -> int:
+    """A type of arguments: a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
+
+
 def quiet() -> None:
     """Keeps the libraries' own remarks (no GPU found, ...) off the user's screen."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -39,15 +48,29 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def loader(model: str) -> Callable:
-    """Returns a function that loads the codec when first called, and gives the same one after."""
+def loader(model: str, loaded: Callable = lambda codec: None) -> Callable:
+    """Returns a function that loads the codec when first called, and tells `loaded` of it.
+
+    There is a copy for each device, and each thread is given one of them.
+    """
+    lock, turns = threading.Lock(), itertools.count()
+    mine = threading.local()
 
     @functools.cache
-    def load():
+    def copies() -> list:
         from onedc_jax.compilation import enable_compilation_cache
 
         quiet()
         enable_compilation_cache()
-        return onedc_jax.load(model)
+        codec = onedc_jax.load(model)
+        loaded(codec)
+        return codec.replicas()
+
+    def load():
+        if not hasattr(mine, "codec"):
+            with lock:
+                codecs = copies()
+            mine.codec = codecs[next(turns) % len(codecs)]
+        return mine.codec
 
     return load

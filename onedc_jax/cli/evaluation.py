@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, quiet, say
+from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, count, quiet, say
 
 _EVAL = """\
 Codes images with models and with the codecs that everybody has, and writes a report: the numbers
@@ -70,7 +70,7 @@ def add(commands) -> None:
         metavar="NAME",
         help="the codec that BD-rates are against (default: avif, else the first baseline)",
     )
-    child.add_argument("--limit", type=_count, metavar="N", help="the first N images only")
+    child.add_argument("--limit", type=count, metavar="N", help="the first N images only")
     child.add_argument(
         "--inception", type=Path, metavar="DIR", help="FID's network, by onedc convert-part"
     )
@@ -79,12 +79,6 @@ def add(commands) -> None:
 def _names(text: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     return [name for name in names if name and name != "none"]
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
-    return int(text)
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -112,8 +106,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     )
     if done.points:
         print("\n".join(_table(done.points)))
-    count = len({point["codec"] for point in done.points})
-    print(f"{arguments.out / 'index.html'}: {count} codecs, {len(done.failed)} failures")
+    codecs = len({point["codec"] for point in done.points})
+    print(f"{arguments.out / 'index.html'}: {codecs} codecs, {len(done.failed)} failures")
     if not done.points:
         return USER_ERROR
     return SOME_FAILED if done.failed else 0

@@ -3,13 +3,15 @@
 import argparse
 import functools
 import json
+import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from onedc_jax import folders
-from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, loader, say
+from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, count, loader, say
 from onedc_jax.errors import OneDCError
 
 _PRESETS = Path(__file__).parent.parent / "presets"
@@ -28,6 +30,10 @@ examples:
   onedc encode photo.jpg out/p.onedc     writes out/p.onedc
   onedc encode photos/ small/            the same subfolders in small/, made as needed; goes on
                                          past a bad file, sums up, and returns 1 if any failed
+  onedc encode photo.jpg --quality 80    finer; 0 is the smallest, 100 the finest
+  onedc encode photo.jpg --max-bytes 3000
+  onedc encode photo.jpg --target-bpp 0.05
+                                         the quality that fits, found by trying
   onedc encode photo.jpg --model RUN     with a model that you trained or converted
   onedc encode photo.jpg --z-only        the smallest file: what is in the picture, but only
                                          roughly where; --steps 1, 2, 3 are in between"""
@@ -77,6 +83,24 @@ def add(commands) -> None:
     encode = transcode("encode", _encode, "images to small files", _ENCODE, _ENCODE_EXAMPLES)
     amount = encode.add_mutually_exclusive_group()
     amount.add_argument(
+        "--quality",
+        type=_number(0, 100),
+        metavar="Q",
+        help="0 to 100 (default: 50), of a model with a quality knob",
+    )
+    amount.add_argument(
+        "--target-bpp",
+        type=_number(1e-9, 1e3),
+        metavar="B",
+        help="the quality whose file is nearest to so many bits a pixel",
+    )
+    amount.add_argument(
+        "--max-bytes",
+        type=count,
+        metavar="N",
+        help="the best quality whose file has at most N bytes",
+    )
+    amount.add_argument(
         "--steps",
         type=int,
         choices=range(5),
@@ -108,14 +132,37 @@ def add(commands) -> None:
 def _encode(arguments: argparse.Namespace) -> int:
     from onedc_jax import transcode
 
-    @functools.cache
-    def load():
-        codec = loader(arguments.model)()
+    def remark(codec) -> None:
         if not codec.exact:
             say(f"{arguments.model}: {_INEXACT}")
-        return codec
 
-    return _transcode(transcode.ENCODE, arguments, load, steps=arguments.steps)
+    load = loader(arguments.model, remark)
+    return _transcode(transcode.ENCODE, arguments, load, coded=_coded(arguments))
+
+
+def _coded(arguments: argparse.Namespace) -> Callable:
+    """(codec, image) -> a stream of the quality or size that was asked for."""
+    if arguments.max_bytes is not None:
+        return lambda codec, image: codec.encode_within(image, arguments.max_bytes)
+    if arguments.target_bpp is not None:
+        size = lambda image: round(arguments.target_bpp * image.shape[0] * image.shape[1] / 8)
+        return lambda codec, image: codec.encode_near(image, size(image))
+    return lambda codec, image: codec.encode(image, arguments.steps, arguments.quality)
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    """A type of arguments: a number from `low` to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is no number from {low:g} to {high:g}")
+        return value
+
+    return parse
 
 
 def _decode(arguments: argparse.Namespace) -> int:
@@ -174,7 +221,10 @@ def _transcode_folder(
                 say(f"{file}: {note}")
             return done
 
-        results, failed = folders.for_each(zip(files, places, strict=True), work, say)
+        # While one file is read or written, others are in the networks.
+        workers = min(8, os.cpu_count() or 1) + 1
+        jobs = zip(files, places, strict=True)
+        results, failed = folders.for_each(jobs, work, say, workers)
     total = f"{len(results)} {direction.verb}, {failed} failed"
     if results:
         mean = sum(done.bpp for done in results) / len(results)
@@ -206,6 +256,7 @@ def _info(arguments: argparse.Namespace) -> int:
             "version": header.version,
             "arithmetic": header.arithmetic.name.lower(),
             "rate": header.rate,
+            "quality": header.quality,
             "header_bytes": info.header_bytes,
             "z_bytes": info.z_bytes,
             "y_bytes": info.y_bytes,
@@ -228,7 +279,7 @@ def _as_text(facts: dict) -> str:
         "arithmetic": facts["arithmetic"],
     }
     if facts["rate"] is not None:
-        rows["rate"] = facts["rate"]
+        rows["quality"] = f"{facts['quality']:.0f}  (rate {facts['rate']} of 255)"
     rows |= {part: f"{facts[part + '_bytes']:,} bytes" for part in ("header", "z", "y", "checksum")}
     if facts["y_bytes"]:
         steps = " + ".join(f"{count:,}" for count in facts["step_bytes"])

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from onedc_jax import folders
@@ -48,7 +49,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
 
     from onedc_jax import checkpoint, images
     from onedc_jax.coding.codec import load
-    from onedc_jax.coding.path import FloatPath, IntegerPath
+    from onedc_jax.coding.path import IntegerPath
     from onedc_jax.compilation import enable_compilation_cache
     from onedc_jax.quantization import Calibration
 
@@ -62,6 +63,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     enable_compilation_cache()
     codec = load(source, "float")
     calibration = Calibration(codec.model.codec, codec.params["codec"])
+    rates = (0, 128, 255) if codec.has_knob else (None,)
     latents = []
 
     with tqdm(total=2 * len(files), unit="image", disable=None) as bar:
@@ -77,11 +79,10 @@ def _quantize(arguments: argparse.Namespace) -> int:
         if not latents:
             raise OneDCError(f"{arguments.images}: none of its images could be read")
         entropy = calibration.integers()
-        paths = FloatPath.of(codec.model, codec.params), IntegerPath.of(entropy)
-        sizes = [0, 0]
-        for y, z_indices in latents:
-            for i, path in enumerate(paths):
-                sizes[i] += _size(path, y, z_indices)
+        exact, sizes = replace(codec, path=IntegerPath.of(entropy)), [0, 0]
+        for held in latents:
+            for i, of in enumerate((codec, exact)):
+                sizes[i] += sum(_size(of.quantise(*held, rate)[0]) for rate in rates)
             bar.update()
 
     # In its own folder a model only gains a part, and is whole at every moment.
@@ -115,7 +116,7 @@ def _crop(image):
     return image[top : top + sides[0], left : left + sides[1]]
 
 
-def _size(path, y, z_indices) -> int:
+def _size(steps: list) -> int:
     from onedc_jax.coding.entropy import encode_steps
 
-    return len(encode_steps(path.quantise(y, z_indices)[0])[0])
+    return len(encode_steps(steps)[0])

@@ -4,9 +4,10 @@ What chooses the probabilities of y is in `coding/path.py`; the two networks aro
 reconstruction, may run anywhere and in any precision.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,65 +16,127 @@ import jax.numpy as jnp
 import numpy as np
 
 from onedc_jax.checkpoint import check_tree, is_sealed, load_model, resolve
-from onedc_jax.coding import stream
+from onedc_jax.coding import search, stream
 from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
-from onedc_jax.coding.path import FloatPath, IntegerPath
+from onedc_jax.coding.path import FloatPath, IntegerPath, knob_place
+from onedc_jax.coding.programs import Programs
+from onedc_jax.coding.windows import BLOCK, SHAPES, Window, cover, cut, joined, paste
 from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.models import integer
-from onedc_jax.models.onedc import BLOCK, OneDC, build, param_shapes
+from onedc_jax.models.onedc import OneDC, build, param_shapes
+from onedc_jax.models.padding import within
 
-Array = jax.Array
-
+HALO = 1
+"""Blocks at a window's edge that it does not answer for: the networks see too little there."""
+_SIZES = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+QUALITY = 50.0
+"""The default quality, of 0 to 100, of models with a knob."""
 _EMPTY = np.zeros(0, np.int32), np.zeros(0, np.uint8)  # a step that is not coded
 
 
 @dataclass(frozen=True)
 class Latents:
-    """What a stream carries: tokens int32 [H/64, W/64] and y_hat float32 [H/16, W/16, C]."""
+    """What a stream carries.
+
+    Attributes:
+      z_indices: the tokens, int32 [H/64, W/64].
+      y_hat: float32 [H/16, W/16, C].
+      rate: the place of the model's quality knob, 0 to 255; None for a model without one.
+    """
 
     z_indices: np.ndarray
     y_hat: np.ndarray
+    rate: int | None = None
 
 
 @dataclass(frozen=True)
 class Codec:
     """A model ready to encode and decode; make one with `load`.
 
-    Programs are compiled at the first image of each padded size.
+    An image is put in one of a few sizes of arrays, or covered by windows, see `coding/windows.py`;
+    programs are compiled at the first image of each.
     """
 
     name: str
     model: OneDC
     params: Any
-    entropy: Any = None  # integers, see `models/integer.py`; None: probabilities in float32
+    path: IntegerPath | FloatPath
+    programs: Programs = field(default_factory=Programs, repr=False, compare=False)
 
     @property
     def exact(self) -> bool:
         """Whether its streams decode on every device, or on one kind of machine."""
-        return self.entropy is not None
+        return self.path.arithmetic is stream.Arithmetic.INTEGER
 
-    def encode(self, image: np.ndarray, steps: int = stream.STEPS) -> bytes:
+    @property
+    def has_knob(self) -> bool:
+        """Whether it codes at any quality, or at the one rate that it was trained for."""
+        return self.model.codec.rates > 1
+
+    def encode(
+        self, image: np.ndarray, steps: int = stream.STEPS, quality: float | None = None
+    ) -> bytes:
         """uint8 [H, W, 3] -> a stream. The same image gives the same bytes.
 
-        With fewer than 4 `steps` only that many of y are coded, with 0 none: z alone, the smallest
-        file. The decoder puts the prior's means in place of the others.
+        `quality`, 0 to 100, is for models with a knob: by default QUALITY. With fewer than 4
+        `steps` only that many of y are coded, with 0 none: z alone, the smallest file. The decoder
+        puts the prior's means in place of the others.
 
-        Raises ImageError for another dtype or shape, or more pixels than a stream may declare.
+        Raises ImageError for another dtype or shape, or more pixels than a stream may declare;
+        ModelError for a quality where the model has no knob.
         """
         if steps not in range(stream.STEPS + 1):
             raise ValueError(f"steps must be 0 to {stream.STEPS}, not {steps}")
+        rate = self._rate(quality)
+        return self._coder(image)(rate, steps)
+
+    def encode_within(self, image: np.ndarray, size: int) -> bytes:
+        """The best stream of at most `size` bytes; raises as `encode`.
+
+        Where the lowest quality has more, steps of y are left out. Raises ImageError where even z
+        alone has more.
+        """
+        coder, points = self._coder(image), self._points()
+        data = search.most_within(lambda i: coder(*points[i]), len(points), size)[1]
+        if len(data) > size:
+            raise ImageError(f"{size} bytes are too few: the smallest file has {len(data)}")
+        return data
+
+    def encode_near(self, image: np.ndarray, size: int) -> bytes:
+        """The stream whose size is nearest to `size` bytes; otherwise as `encode_within`."""
+        coder, points = self._coder(image), self._points()
+        return search.nearest(lambda i: coder(*points[i]), len(points), size)
+
+    def _points(self) -> list[tuple[int | None, int]]:
+        """All (rate, steps) to choose from, by the size of their streams."""
+        rates = range(integer.RATES) if self.has_knob else [None]
+        return [(rates[0], k) for k in range(stream.STEPS)] + [(r, stream.STEPS) for r in rates]
+
+    def _rate(self, quality: float | None) -> int | None:
+        """The place of the knob for a quality."""
+        if not self.has_knob:
+            if quality is not None:
+                raise ModelError(f"{self.name}: a model of one rate, it has no quality to choose")
+            return None
+        return stream.rate_of(QUALITY if quality is None else quality)
+
+    def _coder(self, image: np.ndarray) -> Callable[[int | None, int], bytes]:
+        """The streams of an image: (rate, steps) -> bytes."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(
                 f"expected pixels uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
             )
-        header = stream.Header(
-            image.shape[1], image.shape[0], self._entropy.fingerprint, self._entropy.arithmetic
-        )
-        stream.check_size(header.width, header.height)
+        height, width = image.shape[:2]
+        stream.check_size(width, height)
+        header = stream.Header(width, height, self.path.fingerprint, self.path.arithmetic)
         y, z_indices = self.analyse(image)
-        coded = self._entropy.quantise(y, z_indices)[0][:steps] if steps else []
-        coded += [_EMPTY] * (stream.STEPS - len(coded))
-        return stream.pack(header, z_indices, *encode_steps(coded))
+
+        def code(rate: int | None, steps: int) -> bytes:
+            coded = self.quantise(y, z_indices, rate)[0][:steps] if steps else []
+            coded += [_EMPTY] * (stream.STEPS - len(coded))
+            return stream.pack(replace(header, rate=rate), z_indices, *encode_steps(coded))
+
+        return code
 
     def decode(self, data: bytes, allow_truncated: bool = False) -> np.ndarray:
         """A stream -> uint8 [H, W, 3].
@@ -87,32 +150,56 @@ class Codec:
         content = self._unpack(data, allow_truncated)
         # The decoder's program is made ready while the entropy coder, on one core, is at work.
         with ThreadPoolExecutor(1) as beside:
-            program = beside.submit(self._reconstruction, *content.z.shape)
+            program = beside.submit(self._reconstruction, cover(*content.z.shape, SHAPES, HALO)[0])
             latents = self._latents(content)
             program.result()
         return self.reconstruct(latents)[: content.header.height, : content.header.width]
 
     def reconstruct(self, latents: Latents) -> np.ndarray:
         """Latents -> the image of whole blocks that `decode` crops, uint8 [H', W', 3]."""
-        program = self._reconstruction(*latents.z_indices.shape)
-        y_hat, z_indices = (jnp.asarray(x)[None] for x in (latents.y_hat, latents.z_indices))
-        return np.asarray(program(self.params, y_hat, z_indices)[0])
+        shape, windows = cover(*latents.z_indices.shape, SHAPES, HALO)
+        program, place = self._reconstruction(shape), knob_place(latents.rate)
+
+        def tile(window: Window) -> np.ndarray:
+            y_hat = cut(latents.y_hat, window, shape, 4)
+            z_indices = cut(latents.z_indices, window, shape, 1)
+            return np.asarray(program(self.params, y_hat, z_indices, _sizes(window), place)[0])
+
+        return joined(windows, tile)
 
     def analyse(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 [H, W, 3] -> y float32 [H'/16, W'/16, C] and tokens int32 [H'/64, W'/64].
 
-        H' and W' are H and W after padding to multiples of BLOCK.
+        H' and W' are H and W after padding to multiples of BLOCK. A knob's gain is not in y yet.
         """
         height, width = image.shape[:2]
         pad = ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0))
-        padded = np.pad(image, pad, mode="edge")
-        y, z_indices = self._analyse(self.params, jnp.asarray(padded)[None])
-        return np.asarray(y[0]), np.asarray(z_indices[0])
+        image = np.pad(image, pad, mode="edge")
+        rows, columns = (side // BLOCK for side in image.shape[:2])
+        shape, windows = cover(rows, columns, SHAPES, HALO)
+        program = self._analysis(shape)
+        z_indices = np.empty((rows, columns), np.int32)
+        y = np.empty((4 * rows, 4 * columns, self.model.codec.channels), np.float32)
+        for window in windows:
+            pixels = cut(image, window, shape, BLOCK)
+            found = program(self.params, pixels, _sizes(window))
+            for whole, part, scale in zip((y, z_indices), found, (4, 1), strict=True):
+                paste(whole, np.asarray(part)[0], window, scale)
+        return y, z_indices
 
-    def encode_latents(self, image: np.ndarray) -> Latents:
+    def quantise(
+        self, y: np.ndarray, z_indices: np.ndarray, rate: int | None
+    ) -> tuple[list, np.ndarray]:
+        """What `analyse` found, rounded: as `Path.quantise`, but before the knob's gain."""
+        if rate is not None:
+            y = np.asarray(self._gained(self.params, y[None], knob_place(rate))[0])
+        return self.path.quantise(y, z_indices, rate)
+
+    def encode_latents(self, image: np.ndarray, quality: float | None = None) -> Latents:
         """What the encoder of `image` holds, and the decoder of its stream will."""
         y, z_indices = self.analyse(image)
-        return Latents(z_indices, self._entropy.quantise(y, z_indices)[1])
+        rate = self._rate(quality)
+        return Latents(z_indices, self.quantise(y, z_indices, rate)[1], rate)
 
     def decode_latents(
         self, data: bytes, allow_truncated: bool = False
@@ -124,7 +211,7 @@ class Codec:
     def _unpack(self, data: bytes, allow_truncated: bool) -> stream.Content:
         """What a stream holds, if it was made with this model and this arithmetic."""
         content = stream.unpack(data, allow_truncated)
-        header, own = content.header, self._entropy
+        header, own = content.header, self.path
         if header.arithmetic != own.arithmetic:
             raise StreamError(
                 f"the stream was made with arithmetic {header.arithmetic.name.lower()}, "
@@ -136,50 +223,70 @@ class Codec:
                 f"the stream was made with another model (fingerprint {header.fingerprint:04x}, "
                 f"{self.name} has {own.fingerprint:04x}): name that one with --model{doubt}"
             )
-        if header.rate is not None:
-            raise StreamError(
-                f"the stream has a rate ({header.rate}), {self.name} is a model of one rate"
-            )
+        if self.has_knob != (header.rate is not None):
+            found = "no rate" if header.rate is None else f"a rate ({header.rate})"
+            kind = "with a quality knob" if self.has_knob else "of one rate"
+            raise StreamError(f"the stream has {found}, {self.name} is a model {kind}")
         return content
 
     def _latents(self, content: stream.Content) -> Latents:
         decoder = SymbolDecoder(content.y, content.words)
-        y_hat = self._entropy.dequantise(decoder.decode, content.z)
+        y_hat = self.path.dequantise(decoder.decode, content.z, content.header.rate)
         decoder.finish(cut=len(content.words) < stream.STEPS)
-        return Latents(content.z, y_hat)
+        return Latents(content.z, y_hat, content.header.rate)
 
     @cached_property
-    def _entropy(self) -> IntegerPath | FloatPath:
-        if self.entropy is not None:
-            return IntegerPath.of(self.entropy)
-        return FloatPath.of(self.model, self.params)
+    def _gained(self):
+        gained = partial(self.model.apply, method=OneDC.gained)
+        return jax.jit(lambda params, *args: gained({"params": params}, *args))
 
-    @cached_property
-    def _analyse(self):
-        def analyse(params, image):
+    def _analysis(self, shape: tuple[int, int]) -> jax.stages.Compiled:
+        """The encoder's program for arrays of so many blocks: pixels -> y and tokens."""
+
+        def analyse(params, image, sizes):
             pixels = image.astype(jnp.float32) / 127.5 - 1
-            out = self.model.apply({"params": params}, pixels, method=OneDC.analyse)
+            with within(sizes, shape):
+                out = self.model.apply({"params": params}, pixels, method=OneDC.analyse)
             return out["y"].astype(jnp.float32), out["z_indices"]
 
-        return jax.jit(analyse)
+        image = jax.ShapeDtypeStruct((1, *(BLOCK * side for side in shape), 3), jnp.uint8)
+        return self._compiled(analyse, shape, image, _SIZES)
 
-    def _reconstruction(self, rows: int, columns: int) -> jax.stages.Compiled:
-        """The decoder's program for an image of so many blocks."""
-        if (rows, columns) not in self._reconstructions:
-            z_indices = jax.ShapeDtypeStruct((1, rows, columns), jnp.int32)
-            shape = (1, 4 * rows, 4 * columns, self.model.codec.channels)
-            y_hat = jax.ShapeDtypeStruct(shape, jnp.float32)
-            lowered = jax.jit(self._reconstruct).lower(self.params, y_hat, z_indices)
-            self._reconstructions[rows, columns] = lowered.compile()
-        return self._reconstructions[rows, columns]
+    def _reconstruction(self, shape: tuple[int, int]) -> jax.stages.Compiled:
+        """The decoder's program for arrays of so many blocks: y_hat and tokens -> pixels."""
 
-    @cached_property
-    def _reconstructions(self) -> dict[tuple[int, int], jax.stages.Compiled]:
-        return {}
+        def reconstruct(params, y_hat, z_indices, sizes, place):
+            latents = y_hat, z_indices, place
+            with within(sizes, shape):
+                image = self.model.apply({"params": params}, *latents, method=OneDC.reconstruct)
+            return jnp.round((image + 1) * 127.5).astype(jnp.uint8)
 
-    def _reconstruct(self, params, y_hat: Array, z_indices: Array) -> Array:
-        image = self.model.apply({"params": params}, y_hat, z_indices, method=OneDC.reconstruct)
-        return jnp.round((image + 1) * 127.5).astype(jnp.uint8)
+        y_shape = (1, *(4 * side for side in shape), self.model.codec.channels)
+        y_hat = jax.ShapeDtypeStruct(y_shape, jnp.float32)
+        z_indices = jax.ShapeDtypeStruct((1, *shape), jnp.int32)
+        place = jax.ShapeDtypeStruct((1,), jnp.float32) if self.has_knob else None
+        return self._compiled(reconstruct, shape, y_hat, z_indices, _SIZES, place)
+
+    def _compiled(self, function: Callable, shape: tuple[int, int], *args) -> jax.stages.Compiled:
+        """A network's program for arrays of a shape, made when first asked for."""
+        key = function.__name__, shape
+        return self.programs.get(key, function, repr(self.model), self.params, *args)
+
+    def replicas(self) -> list["Codec"]:
+        """The codec once for each device of this process; all make the same streams."""
+        others = jax.local_devices()[1:]
+        copy = lambda device: replace(
+            self,
+            params=jax.device_put(self.params, device),
+            path=self.path.on(device),
+            programs=Programs(),
+        )
+        return [self, *map(copy, others)]
+
+
+def _sizes(window: Window) -> np.ndarray:
+    """What of its array an image fills, as programs take it: int32 [1, 2]."""
+    return np.array([window.size], np.int32)
 
 
 def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Codec:
@@ -202,8 +309,6 @@ def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Code
         raise ModelError(
             f"{path / 'model.json'}: not a configuration of this version ({error})"
         ) from error
-    if model.codec.rates > 1:
-        raise ModelError(f"{path}: has a knob for its rate, which streams do not carry yet")
     missing = {"vae", "codec", "generator"} - set(params)
     if missing:
         raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(sorted(missing))}")
@@ -214,5 +319,10 @@ def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Code
     if entropy is not None:
         integer.check(entropy, params["codec"])
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-    entropy = entropy if arithmetic == "integer" else None
-    return Codec(str(name_or_path), model, jax.device_put(params), entropy)
+    if arithmetic == "integer" and entropy is not None:
+        entropy_path = IntegerPath.of(entropy)
+    else:
+        entropy_path = FloatPath.of(model, params)
+    # On a device for good: programs are compiled for the one that their arrays are on.
+    params = jax.device_put(params, jax.local_devices()[0])
+    return Codec(str(name_or_path), model, params, entropy_path)

@@ -3,11 +3,11 @@
 Encoder and decoder must agree on every number that chooses a probability. `IntegerPath` computes
 them in integers, the same on every device; a model has one once it is quantised. `FloatPath`
 computes them on the CPU in float32 whatever the rest runs on, which agrees on one kind of machine.
-Both go one step at a time, and only integers go on to the entropy coder.
+Both go one step at a time, in windows over the image, and only integers go on to the entropy coder.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
@@ -18,52 +18,124 @@ import numpy as np
 from onedc_jax.checkpoint import fingerprint
 from onedc_jax.coding import tables
 from onedc_jax.coding.entropy import MAX_SYMBOL
+from onedc_jax.coding.programs import Programs
 from onedc_jax.coding.stream import Arithmetic
+from onedc_jax.coding.windows import cover, cut, paste
 from onedc_jax.models import integer
 from onedc_jax.models.integer import FRACTION
 from onedc_jax.models.onedc import OneDC
-from onedc_jax.models.prior import STEPS, gather, scatter
+from onedc_jax.models.padding import within
+from onedc_jax.models.prior import STEPS, step_mask
 
 Array = jax.Array
 
+_SHAPES = ((12, 12), (16, 16), (32, 32))
+_HALO = 7  # tokens: nothing in this part of the network reaches farther, so windows do not matter
+_SCALE = 4  # positions of y along a token's side
+
 
 class Path:
-    """Tokens and the y coded so far -> mean and table of what comes next."""
+    """Tokens and the y coded so far -> mean and table of what comes next.
 
-    def quantise(self, y: np.ndarray, z_indices: np.ndarray) -> tuple[list, np.ndarray]:
-        """Rounds y around the means: the coder's (symbols, levels) of each step, and y_hat."""
-        y = self._put(y)
+    Attributes:
+      channels: of y.
+      number: the type of means.
+    """
+
+    channels: int
+    number: ClassVar[Any]
+
+    def quantise(
+        self, y: np.ndarray, z_indices: np.ndarray, rate: int | None = None
+    ) -> tuple[list, np.ndarray]:
+        """Rounds y around the means: the coder's (symbols, levels) of each step, and y_hat.
+
+        Where the model has a quality knob, y has its gain and `rate` is its place.
+        """
         coded = []
+        y = self._fixed(y)
 
-        def symbols(k: int, levels: np.ndarray, mean: Array) -> np.ndarray:
-            values = np.asarray(self._symbols(k, y, mean))
+        def symbols(k: int, levels: np.ndarray, mean: np.ndarray) -> np.ndarray:
+            values = self._rounded(_cells(y)[step_mask(k, *y.shape[:2])] - mean)
             coded.append((_coding_order(values), levels))
             return values
 
-        return coded, self._run(z_indices, symbols)
+        return coded, self._run(z_indices, rate, symbols)
 
     def dequantise(
-        self, read: Callable[[np.ndarray], np.ndarray], z_indices: np.ndarray
+        self,
+        read: Callable[[np.ndarray], np.ndarray],
+        z_indices: np.ndarray,
+        rate: int | None = None,
     ) -> np.ndarray:
         """The coded y -> y_hat; `read` gives a step's symbols, int32 [N], for its levels."""
 
-        def symbols(k: int, levels: np.ndarray, mean: Array) -> np.ndarray:
-            _, h, w, c = mean.shape
-            return read(levels).reshape(c, h, w).transpose(1, 2, 0)[None]
+        def symbols(k: int, levels: np.ndarray, mean: np.ndarray) -> np.ndarray:
+            return read(levels).reshape(mean.shape[::-1]).T
 
-        return self._run(z_indices, symbols)
+        return self._run(z_indices, rate, symbols)
 
-    def _put(self, y: np.ndarray) -> Array:
-        """y [H/16, W/16, C] as `_symbols` takes it."""
+    def _run(self, z_indices: np.ndarray, rate: int | None, symbols) -> np.ndarray:
+        """The four steps; `symbols(k, levels, mean)` gives int32 [N, C/4] of each, N positions.
+
+        Means are [N, C/4], row by row, levels [N · C/4] in the order of coding.
+        """
+        shape, windows = cover(*z_indices.shape, _SHAPES, _HALO)
+        height, width = (_SCALE * side for side in z_indices.shape)
+        y_hat = np.zeros((height, width, self.channels), self.number)
+        means = np.empty((height, width, self.channels // 4), self.number)
+        levels = np.empty(means.shape, np.uint8)
+        contexts: list[Any] = [cut(y_hat, window, shape, _SCALE) for window in windows]
+        for k in range(STEPS):
+            for i, window in enumerate(windows):
+                tokens = cut(z_indices, window, shape, 1)
+                known = cut(y_hat, window, shape, _SCALE)
+                sizes = np.array([window.size], np.int32)
+                mean, level, contexts[i] = self._step(k, tokens, known, contexts[i], sizes, rate)
+                paste(means, np.asarray(mean)[0], window, _SCALE)
+                paste(levels, np.asarray(level)[0], window, _SCALE)
+            mean, level = (x.reshape(-1, x.shape[-1]) for x in (means, levels))
+            values = self._fixed(symbols(k, _coding_order(level), mean))
+            _cells(y_hat)[step_mask(k, height, width)] = mean + values
+        return self._free(y_hat)
+
+    def _fixed(self, y: np.ndarray) -> np.ndarray:
+        """Numbers [..] as means are, in type and unit."""
         raise NotImplementedError
 
-    def _symbols(self, k: int, y: Array, mean: Array) -> Array:
-        """The symbols of step k, int32 [1, H/16, W/16, C/4] within ±MAX_SYMBOL."""
+    def _free(self, y: np.ndarray) -> np.ndarray:
+        """The inverse of `_fixed`, float32."""
         raise NotImplementedError
 
-    def _run(self, z_indices: np.ndarray, symbols) -> np.ndarray:
-        """The four steps; `symbols(k, levels, mean)` gives int32 [1, H/16, W/16, C/4] of each."""
+    def _rounded(self, residual: np.ndarray) -> np.ndarray:
+        """The symbols, int32 within ±MAX_SYMBOL, of differences between y and its mean."""
         raise NotImplementedError
+
+    def _step(
+        self,
+        k: int,
+        z_indices: np.ndarray,
+        y_hat: np.ndarray,
+        context: Any,
+        sizes: np.ndarray,
+        rate: int | None,
+    ) -> tuple:
+        """(mean, levels, context) of tokens [1, rows, columns], of which there are `sizes` [1, 2].
+
+        Mean and levels are [1, H/16, W/16, C/4]. The context is what step 0 found of the tokens; it
+        is given zeros, as large as y_hat.
+        """
+        raise NotImplementedError
+
+
+def _cells(y: np.ndarray) -> np.ndarray:
+    """y [H/16, W/16, C] as `step_mask` takes values from it, [H/16, W/16, 4, C/4]."""
+    return y.reshape(*y.shape[:2], 4, -1)
+
+
+def _coding_order(x: np.ndarray) -> np.ndarray:
+    """[N, C/4] -> [N · C/4]: channel by channel."""
+    return np.ascontiguousarray(x.T).reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -72,63 +144,63 @@ class IntegerPath(Path):
 
     arithmetic: ClassVar = Arithmetic.INTEGER
 
+    number: ClassVar = np.int32
+
     entropy: Any  # the model's part of this name
     fingerprint: int
+    programs: Programs = field(default_factory=Programs, repr=False, compare=False)
 
     @classmethod
     def of(cls, entropy: Any) -> "IntegerPath":
         return cls(jax.device_put(entropy), fingerprint({"entropy": entropy}))
 
-    def _put(self, y: np.ndarray) -> Array:
+    def on(self, device: jax.Device) -> "IntegerPath":
+        """The same on another device."""
+        return IntegerPath(jax.device_put(self.entropy, device), self.fingerprint)
+
+    @property
+    def channels(self) -> int:
+        return self.entropy["prior"]["reduction"]["kernel"].shape[-1]
+
+    def _fixed(self, y: np.ndarray) -> np.ndarray:
+        if y.dtype == np.int32:  # symbols
+            return y << FRACTION
         bound = 2.0 ** (30 - FRACTION)
         y = np.clip(np.nan_to_num(y, posinf=bound, neginf=-bound), -bound, bound)
-        return jnp.asarray(np.rint(y * np.float32(1 << FRACTION)).astype(np.int32))[None]
+        return np.rint(y * np.float32(1 << FRACTION)).astype(np.int32)
 
-    def _symbols(self, k: int, y: Array, mean: Array) -> Array:
-        return _integer_symbols(k, y, mean)
+    def _free(self, y: np.ndarray) -> np.ndarray:
+        return y.astype(np.float32) / np.float32(1 << FRACTION)
 
-    def _run(self, z_indices: np.ndarray, symbols) -> np.ndarray:
-        def values(k: int, mean: Array, levels: Array) -> Array:
-            return jnp.asarray(symbols(k, _coding_order(np.asarray(levels)), mean))
+    def _rounded(self, residual: np.ndarray) -> np.ndarray:
+        return np.clip((residual + (1 << FRACTION - 1)) >> FRACTION, -MAX_SYMBOL, MAX_SYMBOL)
 
-        y_hat = integer_steps(self.entropy, jnp.asarray(z_indices)[None], values)
-        return np.asarray(y_hat[0], np.float32) / np.float32(1 << FRACTION)
+    def _step(self, k, z_indices, y_hat, context, sizes, rate):
+        rate = None if rate is None else np.full(1, rate, np.int32)
+        args = np.int32(k), self.entropy, z_indices, y_hat, context, sizes, rate
+        return self.programs.get(z_indices.shape, integer_step, "", *args)(*args)
 
 
-def integer_steps(
-    entropy: Any, z_indices: Array, symbols: Callable[[int, Array, Array], Array]
-) -> Array:
-    """All four steps in integers: tokens int32 [B, H/64, W/64] -> y_hat int32 [B, H/16, W/16, C].
+def integer_step(
+    k: Array,
+    entropy: Any,
+    z_indices: Array,
+    y_hat: Array,
+    context: Array,
+    sizes: Array,
+    rate: Array | None = None,
+) -> tuple[Array, Array, Array]:
+    """Step k of a batch: (mean int32, levels uint8, context), as `Path._step`.
 
-    `symbols(k, mean, levels)` gives step k's, int32 [B, H/16, W/16, C/4] within ±MAX_SYMBOL, for
-    its means (int32) and levels (uint8). Means and y_hat are multiples of 2^-FRACTION.
+    One program for all steps. Means and y_hat are multiples of 2^-FRACTION.
     """
-    parameters = integer.prior_parameters(entropy, z_indices)
-    context = integer.prior_context(entropy, parameters)
-    y_hat = jnp.zeros_like(context)
-    for k in range(STEPS):
-        if k > 0:
-            parameters = integer.prior_refine(k, entropy["prior"], y_hat, context)
-        mean, levels = _predict(k, parameters)
-        y_hat = _place(k, y_hat, mean, symbols(k, mean, levels))
-    return y_hat
-
-
-@partial(jax.jit, static_argnums=0)
-def _predict(k: int, parameters: Array) -> tuple[Array, Array]:
+    parameters, context = jax.lax.cond(
+        k == 0,
+        lambda: integer.begin(entropy, z_indices, sizes, rate),
+        lambda: (integer.refine(k, entropy, y_hat, context, sizes), context),
+    )
     mean, scale = integer.mean_and_scale(k, parameters)
-    return mean, integer_levels(scale)
-
-
-@partial(jax.jit, static_argnums=0)
-def _integer_symbols(k: int, y: Array, mean: Array) -> Array:
-    residual = (gather(y, k) - mean + (1 << FRACTION - 1)) >> FRACTION
-    return jnp.clip(residual, -MAX_SYMBOL, MAX_SYMBOL)
-
-
-@partial(jax.jit, static_argnums=0)
-def _place(k: int, y_hat: Array, mean: Array, values: Array) -> Array:
-    return y_hat + scatter(mean + (values << FRACTION), k)
+    return mean, integer_levels(scale), context
 
 
 def integer_levels(scales: Array) -> Array:
@@ -148,59 +220,53 @@ class FloatPath(Path):
     arithmetic: ClassVar = Arithmetic.FLOAT32_CPU
 
     model: OneDC
-    params: Any  # of hyper-synthesis and prior alone
+    number: ClassVar = np.float32
+
+    params: Any  # of integer.PARTS alone
     fingerprint: int
+
+    @property
+    def channels(self) -> int:
+        return self.model.codec.channels
+
+    def on(self, device: jax.Device) -> "FloatPath":
+        """The same: it is computed on the CPU in any case."""
+        return self
 
     @classmethod
     def of(cls, model: OneDC, params: Any) -> "FloatPath":
         cpu = jax.devices("cpu")[0]
-        parts = {name: params["codec"][name] for name in ("hyper_synthesis", "prior")}
+        parts = {name: params["codec"][name] for name in integer.PARTS & params["codec"].keys()}
         parts = jax.tree.map(lambda x: np.asarray(x, np.float32), parts)
         model = model.clone(codec=model.codec.clone(dtype="float32"))
         return cls(model, jax.device_put({"codec": parts}, cpu), fingerprint(params))
 
-    def _put(self, y: np.ndarray) -> Array:
-        return jnp.asarray(y, device=self._cpu)[None]
+    def _fixed(self, y: np.ndarray) -> np.ndarray:
+        return y.astype(np.float32)
 
-    def _symbols(self, k: int, y: Array, mean: Array) -> np.ndarray:
-        values = np.nan_to_num(np.rint(self._residual(k, y, mean)), posinf=np.inf, neginf=-np.inf)
+    def _free(self, y: np.ndarray) -> np.ndarray:
+        return y
+
+    def _rounded(self, residual: np.ndarray) -> np.ndarray:
+        values = np.nan_to_num(np.rint(residual), posinf=np.inf, neginf=-np.inf)
         return np.clip(values, -MAX_SYMBOL, MAX_SYMBOL).astype(np.int32)
 
-    def _run(self, z_indices: np.ndarray, symbols) -> np.ndarray:
-        parameters = self._parameters(self.params, jnp.asarray(z_indices, device=self._cpu)[None])
-        y_hat = jnp.zeros((*parameters.shape[:3], parameters.shape[3] // 2), device=self._cpu)
-        for k in range(STEPS):
-            mean, levels = self._step(k, self.params, y_hat, parameters)
-            values = symbols(k, _coding_order(np.asarray(levels)), mean)
-            y_hat = self._place(k, y_hat, mean, jnp.asarray(values, device=self._cpu))
-        return np.asarray(y_hat[0])
-
-    @property
-    def _cpu(self) -> jax.Device:
-        return jax.devices("cpu")[0]
+    def _step(self, k, z_indices, y_hat, context, sizes, rate):
+        cpu = jax.devices("cpu")[0]
+        inputs = jax.device_put((z_indices, y_hat, context, sizes, knob_place(rate)), cpu)
+        return self._program(k, self.params, *inputs)
 
     @cached_property
-    def _parameters(self):
-        apply = partial(self.model.apply, method=OneDC.prior_parameters)
-        return jax.jit(lambda params, z_indices: apply({"params": params}, z_indices))
-
-    @cached_property
-    def _step(self):
-        def step(k, params, y_hat, parameters):
-            args = (k, y_hat, parameters)
-            mean, scale = self.model.apply({"params": params}, *args, method=OneDC.prior_step)
-            return jnp.nan_to_num(mean), scale_levels(scale)
+    def _program(self):
+        def step(k, params, z_indices, y_hat, context, sizes, rate):
+            apply = partial(self.model.apply, {"params": params})
+            with within(sizes, z_indices.shape[1:]):
+                if k == 0:
+                    context = apply(z_indices, rate, method=OneDC.prior_parameters)
+                mean, scale = apply(k, y_hat, context, method=OneDC.prior_step)
+            return jnp.nan_to_num(mean), scale_levels(scale), context
 
         return jax.jit(step, static_argnums=0)
-
-    @cached_property
-    def _residual(self):
-        return jax.jit(lambda k, y, mean: gather(y, k) - mean, static_argnums=0)
-
-    @cached_property
-    def _place(self):
-        add = lambda k, y_hat, mean, values: y_hat + scatter(mean + values.astype(jnp.float32), k)
-        return jax.jit(add, static_argnums=0)
 
 
 def scale_levels(scales: Array) -> Array:
@@ -210,6 +276,6 @@ def scale_levels(scales: Array) -> Array:
     return jnp.searchsorted(inner, scales, side="right").astype(jnp.uint8)
 
 
-def _coding_order(x: np.ndarray) -> np.ndarray:
-    """[1, H/16, W/16, C/4] -> [N]: channel by channel, row by row."""
-    return np.ascontiguousarray(x[0].transpose(2, 0, 1)).reshape(-1)
+def knob_place(rate: int | None) -> np.ndarray | None:
+    """A rate of a header as the network takes it, float32 [1] in [0, 1]; None where it has none."""
+    return None if rate is None else np.full(1, rate / (integer.RATES - 1), np.float32)

@@ -15,10 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from onedc_jax.coding.entropy import MAX_SYMBOL
-from onedc_jax.coding.path import integer_steps
+from onedc_jax.coding.path import integer_step
 from onedc_jax.models import integer
 from onedc_jax.models.codec import Codec
-from onedc_jax.models.prior import STEPS
+from onedc_jax.models.prior import STEPS, scatter
 from onedc_jax.models.quantize import CODEBOOK_SIZE, FSQ_CHANNELS
 
 Array = jax.Array
@@ -26,6 +26,7 @@ Array = jax.Array
 CASES = {"narrow": (16, 3, 2, 3), "paper": (128, 1, 2, 3)}
 """Channels of y, images, and rows and columns of tokens."""
 
+_step = jax.jit(integer_step)
 _KERNEL = 31  # 512 inputs of ±1023 times ±31 stay just below 2^24
 _DEPTHWISE = 900
 
@@ -58,15 +59,23 @@ def inputs(channels: int, count: int, rows: int, columns: int) -> tuple[np.ndarr
     return z_indices.astype(np.int32), tuple(symbols)
 
 
-def predictions(entropy: Any, z_indices: Array, symbols: tuple) -> list[tuple[Array, Array]]:
-    """(mean int32, level uint8) of each step, [B, H/16, W/16, C/4], when y has these symbols."""
+def predictions(
+    entropy: Any, z_indices: Array, symbols: tuple, blocks: tuple[int, int] | None = None
+) -> list[tuple[Array, Array]]:
+    """(mean int32, level uint8) of each step, [B, H/16, W/16, C/4], when y has these symbols.
+
+    `blocks` are the rows and columns of tokens that images have, where not all of the arrays.
+    """
+    count, *arrays = z_indices.shape
+    sizes = jnp.tile(jnp.array(blocks or arrays), (count, 1))
+    rate = jnp.full(count, 128) if "knob" in entropy else None
     found = []
-
-    def given(k: int, mean: Array, levels: Array) -> Array:
+    y_hat = context = jnp.zeros((*symbols[0].shape[:3], 4 * symbols[0].shape[3]), jnp.int32)
+    for k in range(STEPS):
+        args = z_indices, y_hat, context, sizes, rate
+        mean, levels, context = _step(jnp.int32(k), entropy, *args)
         found.append((mean, levels))
-        return jnp.asarray(symbols[k])
-
-    integer_steps(entropy, z_indices, given)
+        y_hat += scatter(mean + (jnp.asarray(symbols[k]) << integer.FRACTION), k)
     return found
 
 

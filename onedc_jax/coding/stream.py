@@ -23,8 +23,10 @@ MAX_PIXELS = 2**27
 """The largest width times height: what a header declares bounds what a decoder allocates."""
 
 _MAGIC = 0xC1  # starts no UTF-8 text and no common image, archive or document
+_MAX_RATE = 255
 _TOKEN_BITS = 14
-_TOKEN_PIXELS = 64
+TOKEN_PIXELS = 64
+"""Pixels along the side of the block that a token stands for."""
 _CHECKSUM_BYTES = 4
 _HAS_LENGTHS, _HAS_RATE = 1, 2
 _FIRST_BITS = 3  # by which the first step's length may be longer: it holds most of y
@@ -59,7 +61,12 @@ class Header:
     @property
     def z_shape(self) -> tuple[int, int]:
         """Rows and columns of z: one token for each 64x64 block, counting partial ones."""
-        return -(-self.height // _TOKEN_PIXELS), -(-self.width // _TOKEN_PIXELS)
+        return -(-self.height // TOKEN_PIXELS), -(-self.width // TOKEN_PIXELS)
+
+    @property
+    def quality(self) -> float | None:
+        """The rate as people state it, 0 to 100; see `rate_of`."""
+        return None if self.rate is None else 100 * self.rate / _MAX_RATE
 
 
 @dataclass(frozen=True)
@@ -167,6 +174,13 @@ def pack(header: Header, z: np.ndarray, y: bytes = b"", words: Sequence[int] = (
     identity = header.fingerprint ^ _check(start + rest)
     body = start + identity.to_bytes(2, "big") + rest + y
     return body + _checksum(body)
+
+
+def rate_of(quality: float) -> int:
+    """The rate, as a header has it, that is nearest to a quality of 0 to 100. ValueError beyond."""
+    if not 0 <= quality <= 100:
+        raise ValueError(f"quality must be 0 to 100, not {quality}")
+    return round(quality / 100 * _MAX_RATE)
 
 
 def check_size(width: int, height: int) -> None:

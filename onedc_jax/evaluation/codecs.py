@@ -17,6 +17,9 @@ from onedc_jax.errors import OneDCError
 
 Quality = float | str | None
 
+QUALITIES = (0, 10, 25, 40, 55, 70, 85, 100)
+"""What is asked of a model with a knob."""
+
 
 class Codec(Protocol):
     """An image codec with one or more operating points.
@@ -64,7 +67,6 @@ class Model:
     """A OneDC model, compiled at the first image of each padded size."""
 
     suffix = ".onedc"
-    qualities: tuple[Quality, ...] = (None,)
 
     def __init__(self, name_or_path: str | Path):
         """A preset or a folder, as `onedc_jax.load` takes it. Raises ModelError as it does."""
@@ -78,6 +80,7 @@ class Model:
         for leaf in jax.tree.leaves(self._codec.params):
             digest.update(np.asarray(leaf).tobytes())
         self.version = digest.hexdigest()[:16]
+        self.qualities: tuple[Quality, ...] = QUALITIES if self._codec.has_knob else (None,)
         self._compiled: set[tuple[int, ...]] = set()
 
     def prepare(self, image: np.ndarray) -> None:
@@ -86,7 +89,7 @@ class Model:
             self._compiled.add(image.shape)
 
     def encode(self, image: np.ndarray, quality: Quality = None) -> bytes:
-        return self._codec.encode(image)
+        return self._codec.encode(image, quality=quality)
 
     def decode(self, data: bytes) -> np.ndarray:
         return self._codec.decode(data)

@@ -189,12 +189,12 @@ class Codec(nn.Module):
 
     def gained(self, y: Array, rate: Array | None = None) -> Array:
         """y as it is rounded at a rate, float32."""
-        return y.astype(jnp.float32) * self._knob(rate)[0]
+        return y.astype(jnp.float32) * self.at_rate(rate)[0]
 
     def prior_parameters(self, z_indices: Array, rate: Array | None = None) -> Array:
         """Tokens int32 [B, H/64, W/64] -> the prior's parameters [B, H/16, W/16, 2 · channels]."""
         features, _ = self.hyper_synthesis(indices_to_codes(z_indices))
-        return self.prior.parameters(features + self._knob(rate)[2])
+        return self.prior.parameters(features + self.at_rate(rate)[2])
 
     def prior_step(self, k: int, y_hat: Array, parameters: Array) -> tuple[Array, Array]:
         """As `Prior.step`."""
@@ -206,17 +206,17 @@ class Codec(nn.Module):
         """y_hat [B, H/16, W/16, C], tokens' indices -> tokens, x_hat [B, H/8, W/8, features]."""
         _, z_semantic = self.hyper_synthesis(indices_to_codes(z_indices))
         tokens = self.adaptor(z_semantic)
-        return dict(tokens=tokens, x_hat=self.synthesis(y_hat * self._knob(rate)[1], tokens))
+        return dict(tokens=tokens, x_hat=self.synthesis(y_hat * self.at_rate(rate)[1], tokens))
 
     def synthesise_z_only(self, z_indices: Array, rate: Array | None = None) -> dict[str, Array]:
         """The same from the tokens alone; y_hat is the prior's mean (the paper's lowest rate)."""
         features, _ = self.hyper_synthesis(indices_to_codes(z_indices))
-        y_hat = self.prior.mean_only(features + self._knob(rate)[2])
+        y_hat = self.prior.mean_only(features + self.at_rate(rate)[2])
         return self.synthesise(y_hat, z_indices, rate) | dict(y_hat=y_hat)
 
     def __call__(self, image: Array, latent: Array, rate: Array | None = None) -> dict[str, Array]:
         """Everything from the image to x_hat, with straight-through gradients, by name."""
-        gain, inverse, bias = self._knob(rate)
+        gain, inverse, bias = self.at_rate(rate)
         out = self.analyse(image, latent)
         features, z_semantic = self.hyper_synthesis(out["z_hat"])
         out |= self.prior(out["y"] * gain, features + bias)
@@ -224,6 +224,6 @@ class Codec(nn.Module):
         x_hat = self.synthesis(out["y_hat"] * inverse, tokens)
         return out | dict(features=features, z_semantic=z_semantic, tokens=tokens, x_hat=x_hat)
 
-    def _knob(self, rate: Array | None) -> tuple:
-        """Gain, inverse gain and bias; a codec of one rate has a knob that does nothing."""
+    def at_rate(self, rate: Array | None) -> tuple:
+        """As `RateKnob`; a codec of one rate has a knob that does nothing."""
         return (1.0, 1.0, 0.0) if self.rates == 1 else self.knob(rate)

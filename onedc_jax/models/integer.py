@@ -14,10 +14,14 @@ weights, before they are used, for every output channel
 (with WIDE for LIMIT in depthwise layers; left is by how much the sum is shifted left, mostly 0).
 docs/exactness.md goes through all bounds.
 
+An image may end before its array does: `there`, boolean [B, H, W, 1], says where it is, and 3×3
+convolutions see zeros elsewhere, as beyond an array's edge.
+
 The parameters are the "entropy" part of a model, a tree as that of the same network in float32. A
 layer has `kernel` int16, of the same shape; `bias` int32; `shift` int32, from the grid of each sum
 to the grid of the result; and, where it reads a residual stream, `input` int32, the shift from
-there to the grids of its input channels.
+there to the grids of its input channels. A model with a quality knob has `offset`, int32
+[RATES, C], what each rate adds to the features that the prior reads.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,13 +34,15 @@ import numpy as np
 from jax import lax
 
 from onedc_jax.errors import ModelError
-from onedc_jax.models.layers import pixel_shuffle
+from onedc_jax.models.layers import inside, pixel_shuffle
 from onedc_jax.models.prior import gather
 from onedc_jax.models.quantize import FSQ_CHANNELS, FSQ_LEVELS
 
 Array = jax.Array
 Params = Mapping[str, Any]
 
+PARTS = {"hyper_synthesis", "prior", "knob"}
+"""The parts of a codec that probabilities come from; "knob" where it has several rates."""
 FRACTION = 12
 """Residual streams, means, scales and y_hat are multiples of 2^-12."""
 STREAM = 1 << 27  # bound of residual streams, and so of means and scales
@@ -44,6 +50,8 @@ LIMIT = 1023  # bound of the inputs of products
 WIDE = 32767  # bound of the inputs of depthwise convolutions
 KERNEL = 16319  # bound of the weights of products: two int8 hold them
 GROUP = 512  # so many inputs are summed in float32 before int32 takes over
+RATES = 256
+"""The places of a quality knob: as many as a byte of the header tells apart."""
 EXTRA = 4  # by so many bits the sum of two branches is finer than the input that it becomes
 READERS = ("dw_in", "dw_shortcut", "ffn_in", "subpel_conv", "upsample", "reduction")
 """The layers that read a residual stream, and so have an `input`."""
@@ -146,13 +154,11 @@ def _read(layer: Params, stream: Array) -> Array:
     return _clip(rescale(stream, layer["input"]), LIMIT)
 
 
-# Blocks are programs of their own: the network has seventeen, of seven kinds, and each kind is
-# compiled once for a size of image.
-@jax.jit
-def _depth_conv_block(block: Params, x: Array) -> Array:
+def _depth_conv_block(block: Params, x: Array, there: Array) -> Array:
     """`layers.DepthConvBlock`, from residual stream to residual stream."""
     y = leaky_relu(_conv(block["dw_in"], _read(block["dw_in"], x)), _HUNDREDTH)
-    y = _conv(block["dw_out"], _clip(_depthwise(block["dw_conv"], y), LIMIT))
+    y = _depthwise(block["dw_conv"], jnp.where(there, y, 0))
+    y = _conv(block["dw_out"], _clip(y, LIMIT))
     if "dw_shortcut" in block:
         x = _conv(block["dw_shortcut"], _read(block["dw_shortcut"], x))
     x = _clip(x + y, STREAM)
@@ -162,17 +168,15 @@ def _depth_conv_block(block: Params, x: Array) -> Array:
     return _clip(x + _conv(block["ffn_out"], y), STREAM)
 
 
-@jax.jit
-def _upsample(block: Params, x: Array) -> Array:
+def _upsample(block: Params, x: Array, there: Array) -> Array:
     """`layers.ResidualBlockUpsample`, from residual stream to residual stream."""
     y = leaky_relu(_conv(block["subpel_conv"], _read(block["subpel_conv"], x)), _HUNDREDTH)
     y = _clip(rescale(pixel_shuffle(y), jnp.full(1, EXTRA)), LIMIT)
-    y = leaky_relu(_conv(block["conv"], y), _TENTH)
+    y = leaky_relu(_conv(block["conv"], jnp.where(there, y, 0)), _TENTH)
     shortcut = pixel_shuffle(_conv(block["upsample"], _read(block["upsample"], x)))
     return _clip(y + shortcut, STREAM)
 
 
-@jax.jit
 def _stem(layer: Params, z_indices: Array) -> Array:
     """Tokens to a residual stream [B, H/64, W/64, C]."""
     shifts = (2 * jnp.arange(FSQ_CHANNELS)).reshape(1, 1, 1, -1)
@@ -180,39 +184,61 @@ def _stem(layer: Params, z_indices: Array) -> Array:
     return _clip(leaky_relu(_conv(layer, codes), _HUNDREDTH), STREAM)
 
 
-def prior_parameters(entropy: Params, z_indices: Array) -> Array:
-    """Tokens int32 [B, H/64, W/64] -> step 0's scales and means, int32 [B, H/16, W/16, 2 C]."""
+def begin(
+    entropy: Params, z_indices: Array, sizes: Array, rate: Array | None = None
+) -> tuple[Array, Array]:
+    """Tokens int32 [B, H/64, W/64] -> step 0's parameters, and what the other steps know of them.
+
+    Args:
+      entropy: the parameters.
+      z_indices: beyond an image's end anything.
+      sizes: int32 [B, 2], each image's rows and columns of tokens.
+      rate: of networks with a knob, int32 [B] in [0, RATES).
+
+    Returns:
+      scales and means, int32 [B, H/16, W/16, 2 C]; a context, int32 [B, H/16, W/16, C].
+    """
     synthesis, prior = entropy["hyper_synthesis"], entropy["prior"]
+    rows, columns = z_indices.shape[1:]
+    coarse, middle, there = (
+        inside(sizes, (rows, columns), scale * rows, scale * columns) for scale in (1, 2, 4)
+    )
     x = _stem(synthesis["feat_in_0"], z_indices)
-    for k in (0, 2):
-        x = _depth_conv_block(synthesis[f"to_entropy_{k}"], x)
-        x = _upsample(synthesis[f"to_entropy_{k + 1}"], x)
-    features = _depth_conv_block(synthesis["to_entropy_4"], x)
-    # A knob of the rate would add its offset to each channel of `features` here.
-    return _depth_conv_block(prior["fusion_1"], _depth_conv_block(prior["fusion_0"], features))
+    x = _depth_conv_block(synthesis["to_entropy_0"], x, coarse)
+    x = _upsample(synthesis["to_entropy_1"], x, middle)
+    x = _depth_conv_block(synthesis["to_entropy_2"], x, middle)
+    x = _upsample(synthesis["to_entropy_3"], x, there)
+    x = _depth_conv_block(synthesis["to_entropy_4"], x, there)
+    if "knob" in entropy:
+        x = _clip(x + entropy["knob"]["offset"][rate][:, None, None], STREAM)
+    for name in ("fusion_0", "fusion_1"):
+        x = _depth_conv_block(prior[name], x, there)
+    reduction = prior["reduction"]
+    return x, _clip(_conv(reduction, _read(reduction, x)), STREAM)
 
 
-@jax.jit
-def prior_context(entropy: Params, parameters: Array) -> Array:
-    """What steps 1 to 3 know of the tokens: int32 [B, H/16, W/16, C] of `prior_parameters`."""
-    reduction = entropy["prior"]["reduction"]
-    return _clip(_conv(reduction, _read(reduction, parameters)), STREAM)
+def refine(k: Array, entropy: Params, y_hat: Array, context: Array, sizes: Array) -> Array:
+    """Step k = 1 to 3: the y so far, int32 [B, H/16, W/16, C], zero elsewhere -> scales, means.
 
-
-@jax.jit
-def _join(y_hat: Array, context: Array) -> Array:
-    return jnp.concatenate([_clip(y_hat, STREAM), context], axis=-1)
-
-
-def prior_refine(k: int, prior: Params, y_hat: Array, context: Array) -> Array:
-    """Step k = 1 to 3: the y so far, int32 [B, H/16, W/16, C], zero elsewhere -> scales, means."""
-    x = _depth_conv_block(prior[f"step_{k}"], _join(y_hat, context))
+    `context` and `sizes` as of `begin`.
+    """
+    prior = entropy["prior"]
+    height, width = context.shape[1:3]
+    there = inside(sizes, (height // 4, width // 4), height, width)
+    x = jnp.concatenate([_clip(y_hat, STREAM), context], axis=-1)
+    x = _depth_conv_block(_of_step(k, prior), x, there)
     for i in range(3):
-        x = _depth_conv_block(prior[f"spatial_{i}"], x)
+        x = _depth_conv_block(prior[f"spatial_{i}"], x, there)
     return x
 
 
-def mean_and_scale(k: int, parameters: Array) -> tuple[Array, Array]:
+def _of_step(k: Array, prior: Params) -> Params:
+    """The block that step k = 1 to 3 begins with: one program for the three."""
+    blocks = [prior[f"step_{i}"] for i in (1, 2, 3)]
+    return jax.tree.map(lambda *steps: jnp.stack(steps)[k - 1], *blocks)
+
+
+def mean_and_scale(k: int | Array, parameters: Array) -> tuple[Array, Array]:
     """Those of step k's values, both int32 [B, H/16, W/16, C/4], multiples of 2^-FRACTION."""
     scales, means = jnp.split(parameters, 2, axis=-1)
     return gather(means, k), gather(scales, k)
@@ -221,11 +247,15 @@ def mean_and_scale(k: int, parameters: Array) -> tuple[Array, Array]:
 def check(entropy: Params, network: Params) -> None:
     """Proves that these integers fit a network and that nothing can overflow with them.
 
-    `network` is the same in float: {"hyper_synthesis", "prior", ..}. Raises ModelError with the
-    first layer for which the proof fails.
+    `network` is the same in float: {"hyper_synthesis", "prior", ..}, with "knob" where it has one.
+    Raises ModelError with the first layer for which the proof fails.
     """
-    if entropy.keys() != {"hyper_synthesis", "prior"}:
-        raise ModelError(f"entropy: holds {', '.join(sorted(entropy))}, not the two networks")
+    wanted = PARTS & network.keys()
+    if entropy.keys() != wanted:
+        held = ", ".join(sorted(entropy))
+        raise ModelError(f"entropy: holds {held}, but the model needs {', '.join(sorted(wanted))}")
+    if "knob" in wanted:
+        _check_knob(entropy["knob"], network["knob"]["bias"].shape[-1])
     own = dict(layers(entropy))
     wanted = dict(layers({part: network[part] for part in entropy}))
     for path in sorted(own.keys() ^ wanted.keys()):
@@ -237,6 +267,14 @@ def check(entropy: Params, network: Params) -> None:
             raise ModelError(f"entropy/{path}: not the arrays that a layer {list(shape)} has")
         if not _bounded(path, layer):
             raise ModelError(f"entropy/{path}: integers too large, sums could overflow")
+
+
+def _check_knob(knob: Params, channels: int) -> None:
+    knob = {name: np.asarray(values) for name, values in knob.items()}
+    if _layout(knob) != {"offset": ("int32", (RATES, channels))}:
+        raise ModelError(f"entropy/knob: not offsets int32 [{RATES}, {channels}]")
+    if np.abs(knob["offset"].astype(np.int64)).max() > STREAM:
+        raise ModelError("entropy/knob: integers too large, sums could overflow")
 
 
 def _layout(layer: Params) -> dict[str, tuple]:

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 Array = jax.Array
@@ -85,6 +86,9 @@ class Conv(nn.Module):
 
 
 def _conv(x: Array, kernel: Array, stride: int, pads) -> Array:
+    if kernel.shape[:2] == (1, 1) and stride == 1 and not np.any(pads):
+        # A plain product: two to three times as fast as XLA:CPU's convolution and its gradients.
+        return x @ kernel[0, 0].astype(x.dtype)
     return lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),
@@ -183,6 +187,19 @@ class GroupNorm(nn.Module):
         return (y * _along_channels(scale, y) + _along_channels(bias, y)).astype(x.dtype)
 
 
+def inside(sizes: Array, blocks: tuple[int, int], height: int, width: int) -> Array:
+    """Which positions of maps [B, height, width, C] their images have, boolean [B, .., .., 1].
+
+    `sizes`, int32 [B, 2], are the rows and columns of blocks of each image, `blocks` those of the
+    arrays; height and width are multiples of them.
+    """
+    rows, columns = (
+        jnp.arange(side)[None] < sizes[:, i : i + 1] * (side // blocks[i])
+        for i, side in enumerate((height, width))
+    )
+    return rows[:, :, None, None] & columns[:, None, :, None]
+
+
 def pixel_shuffle(x: Array, factor: int = 2) -> Array:
     """[B, H, W, C·f²] -> [B, H·f, W·f, C].
 
@@ -210,6 +227,16 @@ def upsample_nearest(x: Array, height: int, width: int) -> Array:
     return x[:, :height, :width]
 
 
+class UpsampleLinear(nn.Module):
+    """Linear interpolation [B, h, w, C] -> [B, factor · h, factor · w, C]."""
+
+    factor: int
+
+    def __call__(self, x: Array) -> Array:
+        b, h, w, c = x.shape
+        return jax.image.resize(x, (b, self.factor * h, self.factor * w, c), "linear")
+
+
 def timestep_embedding(t: Array, features: int) -> Array:
     """Sinusoidal embedding of timesteps, [B] -> float32 [B, features], cosines first."""
     half = features // 2
@@ -234,9 +261,9 @@ def attention(
 ) -> Array:
     """softmax(q·kᵀ/√d)·v over the heads, q [B, N, h, d], k and v [B, M, h, d] -> [B, N, h, d].
 
-    `mask`, boolean [B, M], says which keys exist. `bias`, float32 [B or 1, N, M], is added to the
-    logits of every head; -inf keeps a query from a key. The softmax is float32. Large problems run
-    a head and a block of queries at a time.
+    `mask`, boolean [B, M], says which keys there are. `bias`, float32 [B or 1, N, M], is added to
+    the logits of every head; -inf keeps a query from a key. The softmax is float32. Large problems
+    run a head and a block of queries at a time.
     """
     batch, queries, heads, _ = q.shape
     if batch * heads * queries * k.shape[1] <= _DENSE_LOGITS:
@@ -272,26 +299,31 @@ def _dense_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Arr
     if bias is not None:
         logits += bias[:, None]
     if mask is not None:
-        logits = jnp.where(mask[:, None, None, :], logits, -jnp.inf)
+        # Not -inf: where there is no key at all, what comes out is of no interest, but no NaN.
+        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
     return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
 
 
 class AttnBlock(nn.Module):
-    """x + proj_out(attention(norm(x))), one head over all positions, 1×1 projections."""
+    """x + proj_out(attention(norm(x))), one head over all positions, 1×1 projections.
+
+    Here and in all attention, `mask`, boolean [B, h, w, 1], says which positions there are.
+    """
 
     norm: Callable = GroupNorm
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
         b, h, w, c = x.shape
+        mask = None if mask is None else mask.reshape(b, h * w)
         y = self.norm(name="norm")(x)
         q, k, v = (
             Conv(c, dtype=self.dtype, name=name)(y).reshape(b, h * w, 1, c)
             for name in ("q", "k", "v")
         )
-        y = attention(q, k, v).reshape(b, h, w, c)
+        y = attention(q, k, v, mask).reshape(b, h, w, c)
         return x + Conv(c, dtype=self.dtype, name="proj_out")(y)
 
 

@@ -24,22 +24,23 @@ _LIKELIHOOD_MIN = 1e-9
 _POSITION = np.array([[0, 1, 2, 3], [3, 2, 1, 0], [2, 3, 0, 1], [1, 0, 3, 2]])  # [step, group]
 
 
-def _step_mask(k: int, height: int, width: int) -> np.ndarray:
-    """Where step k codes, boolean [H, W, 4 groups, 1]."""
+def step_mask(k: int | Array, height: int, width: int) -> np.ndarray | Array:
+    """Where step k codes, boolean [H, W, 4 groups]: one group at each position."""
     cell = 2 * (np.arange(height) % 2)[:, None] + (np.arange(width) % 2)[None]
-    return (cell[:, :, None] == _POSITION[k])[..., None]
+    position = _POSITION if isinstance(k, int) else jnp.asarray(_POSITION)
+    return cell[:, :, None] == position[k][None, None]
 
 
-def gather(x: Array, k: int) -> Array:
+def gather(x: Array, k: int | Array) -> Array:
     """The values of step k: [B, H, W, C] -> [B, H, W, C/4]."""
     b, h, w, c = x.shape
-    return jnp.where(_step_mask(k, h, w), x.reshape(b, h, w, 4, c // 4), 0).sum(3)
+    return jnp.where(step_mask(k, h, w)[..., None], x.reshape(b, h, w, 4, c // 4), 0).sum(3)
 
 
 def scatter(x: Array, k: int) -> Array:
     """Step k's values in their places, zero elsewhere: [B, H, W, C/4] -> [B, H, W, C]."""
     b, h, w, c = x.shape
-    return jnp.where(_step_mask(k, h, w), x[:, :, :, None], 0).reshape(b, h, w, 4 * c)
+    return jnp.where(step_mask(k, h, w)[..., None], x[:, :, :, None], 0).reshape(b, h, w, 4 * c)
 
 
 class Prior(nn.Module):

@@ -66,29 +66,34 @@ class SelfAttention(nn.Module):
     dense: Callable = Dense
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
         b, h, w, c = x.shape
+        mask = None if mask is None else mask.reshape(b, h * w)
         y = self.norm(name="group_norm")(x).reshape(b, h * w, c)
         split = (b, h * w, c // self.head_dim, self.head_dim)
         q, k, v = (self.dense(c, name=name)(y).reshape(split) for name in ("to_q", "to_k", "to_v"))
-        y = attention(q, k, v).reshape(b, h * w, c)
+        y = attention(q, k, v, mask).reshape(b, h * w, c)
         return x + self.dense(c, name="to_out_0")(y).reshape(x.shape)
 
 
 class Attention(nn.Module):
-    """Attention from x [B, N, C] to context [B, M, D] -> [B, N, C]."""
+    """Attention from x [B, N, C] to context [B, M, D] -> [B, N, C].
+
+    `mask`, boolean [B, M], says which of the context there are.
+    """
 
     heads: int
     dense: Callable = Dense
 
     @nn.compact
-    def __call__(self, x: Array, context: Array) -> Array:
+    def __call__(self, x: Array, context: Array, mask: Array | None = None) -> Array:
         channels = x.shape[-1]
         q, k, v = (
             self.dense(channels, bias=False, name=name)(y).reshape(*y.shape[:2], self.heads, -1)
             for name, y in (("to_q", x), ("to_k", context), ("to_v", context))
         )
-        return self.dense(channels, name="to_out_0")(attention(q, k, v).reshape(x.shape))
+        y = attention(q, k, v, mask).reshape(x.shape)
+        return self.dense(channels, name="to_out_0")(y)
 
 
 class FeedForward(nn.Module):

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from onedc_jax.models.layers import (
     Conv,
     Dense,
     GroupNorm,
+    UpsampleLinear,
     attention,
     pixel_unshuffle,
     recomputed,
@@ -49,7 +49,8 @@ class WindowAttention(nn.Module):
 
     `window=0` makes all of it one window. Windows at the right and bottom edge are
     smaller where the size is no multiple: their padding enters neither the softmax nor the norm's
-    statistics, which are taken per window.
+    statistics, which are taken per window. Nor do positions that `mask`, boolean [B, h, w, 1],
+    leaves out.
     """
 
     window: int = 16
@@ -57,7 +58,7 @@ class WindowAttention(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, mask: Array | None = None) -> Array:
         b, h, w, c = x.shape
         size_h, size_w = (self.window or h), (self.window or w)
         rows, cols = -(-h // size_h), -(-w // size_w)
@@ -68,8 +69,9 @@ class WindowAttention(nn.Module):
             return x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size_h, size_w, x.shape[-1])
 
         windows = split(jnp.pad(x, pad))
-        inside = split(np.pad(np.ones((1, h, w, 1), bool), ((0, 0), *pad[1:])))
-        inside = jnp.tile(inside, (b, 1, 1, 1))
+        mask = jnp.ones((b, h, w, 1), bool) if mask is None else mask
+        inside = split(jnp.pad(mask, pad))
+        inside |= ~inside.any((1, 2, 3), keepdims=True)  # no statistics of nothing
 
         y = self.norm(name="group_norm")(windows, inside).reshape(-1, size_h * size_w, 1, c)
         q, k, v = (Dense(c, dtype=self.dtype, name=name)(y) for name in ("to_q", "to_k", "to_v"))
@@ -193,6 +195,7 @@ class VAE(nn.Module):
         shared = (self.widths, self.layers, norm, resnet, attend, self.dtype)
         self.encoder = Encoder(2 * self.latent_channels, *shared)
         self.decoder = Decoder(3, self.patch, *shared)
+        self.enlarge = UpsampleLinear(8)
         self.quant_conv = Conv(2 * self.latent_channels, dtype=self.dtype)
         self.post_quant_conv = Conv(self.latent_channels, dtype=self.dtype)
 
@@ -211,7 +214,7 @@ class VAE(nn.Module):
         image = self.decoder(self.post_quant_conv(latent)).astype(jnp.float32)
         if self.thumbnail:
             small = latent[..., :3].astype(jnp.float32) / _THUMBNAIL_GAIN
-            image += jax.image.resize(small, image.shape, "linear")
+            image += self.enlarge(small)
         return image
 
     def __call__(self, image: Array, key: Array) -> tuple[Array, Posterior]:

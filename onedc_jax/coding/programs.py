@@ -1,0 +1,130 @@
+"""Compiled programs, kept from one run to the next.
+
+jax's own compilation cache spares compiling; these are loaded ready to run, and nothing is traced
+either, which takes as long. They are kept where that cache is (`jax_compilation_cache_dir`), or
+nowhere if there is none. As in it, whoever may write there may run code.
+"""
+
+import functools
+import hashlib
+import os
+import pickle
+import platform
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import serialize_executable
+
+
+class Programs:
+    """The programs of a model on a device: each is made once, by whichever thread is first."""
+
+    def __init__(self):
+        self._made: dict[Any, jax.stages.Compiled] = {}
+        self._locks: dict[Any, threading.Lock] = {}
+
+    def get(self, key: Any, function: Callable, of: str, *args) -> jax.stages.Compiled:
+        """`ready` of the other arguments, the first time that this key is asked for."""
+        with self._locks.setdefault(key, threading.Lock()):
+            if key not in self._made:
+                self._made[key] = ready(function, of, *args)
+            return self._made[key]
+
+
+def ready(function: Callable, of: str, *args) -> jax.stages.Compiled:
+    """`function` compiled for arguments as `args`, arrays or shapes, and for the arrays' device.
+
+    `of` says all that it depends on beside its arguments' shapes and the code of this package.
+    """
+    device = _device(args)
+    file = _file(function.__name__, of, args, device)
+    if file and file.is_file():
+        # Another jax or machine may have written it after all; then it is made anew.
+        with suppress(Exception):
+            return _read(file.read_bytes(), device)
+    with _unknown_to_jax():
+        compiled = jax.jit(function).lower(*args).compile()
+    if file:
+        with suppress(Exception):  # a full disk, a device that cannot: it only takes longer then
+            data = pickle.dumps(serialize_executable.serialize(compiled))
+            _try(_read(data, device), args)
+            _write(file, data)
+    return compiled
+
+
+def _device(args: tuple) -> jax.Device:
+    arrays = (leaf for leaf in jax.tree.leaves(args) if isinstance(leaf, jax.Array))
+    return next((min(x.devices(), key=lambda d: d.id) for x in arrays), jax.devices()[0])
+
+
+def _read(data: bytes, device: jax.Device) -> jax.stages.Compiled:
+    parts, client = pickle.loads(data), device.client
+    return serialize_executable.deserialize_and_load(*parts, client, execution_devices=[device])
+
+
+@contextmanager
+def _unknown_to_jax():
+    """Keeps programs out of jax's cache: what comes from there cannot be written once more."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 1e9)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def _try(program: jax.stages.Compiled, args: tuple) -> None:
+    """Runs a program that was read back, on zeros where there are shapes; raises if it cannot."""
+    fill = lambda x: x if hasattr(x, "__array__") else np.zeros(x.shape, x.dtype)
+    jax.block_until_ready(program(*jax.tree.map(fill, args)))
+
+
+def _file(name: str, of: str, args: tuple, device: jax.Device) -> Path | None:
+    """Where a program is kept, or None."""
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or not os.path.isdir(folder):  # a bucket's address is no folder
+        return None
+    leaves, tree = jax.tree.flatten(args)
+    shapes = [(x.shape, str(x.dtype)) for x in leaves]
+    where = f"{device} {device.device_kind} {device.client.platform_version}"
+    digest = hashlib.sha256("\n".join((of, str(tree), str(shapes), where, *_here())).encode())
+    return Path(folder, f"onedc-{name}-{digest.hexdigest()[:32]}")
+
+
+@functools.cache
+def _here() -> tuple[str, ...]:
+    """What programs differ by: this package's code, jax, the processor, the flags."""
+    code = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
+        code.update(file.read_bytes())
+    return (
+        code.hexdigest(),
+        jax.__version__,
+        _processor(),
+        os.environ.get("XLA_FLAGS", ""),
+        f"{jax.config.jax_enable_x64} {jax.config.jax_default_matmul_precision}",
+    )
+
+
+def _processor() -> str:
+    """The processor with all that it can do, as far as the system says."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+        wanted = ("model name", "flags", "Features", "CPU part")
+        return "\n".join(line for line in lines if line.startswith(wanted))
+    return f"{platform.machine()} {platform.processor()}"
+
+
+def _write(file: Path, data: bytes) -> None:
+    """A file appears whole or not at all."""
+    handle, scratch = tempfile.mkstemp(prefix=".onedc-", dir=file.parent)
+    with os.fdopen(handle, "wb") as out:
+        out.write(data)
+    os.replace(scratch, file)
