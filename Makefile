@@ -18,7 +18,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/python launch/demo.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q

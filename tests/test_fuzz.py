@@ -19,10 +19,11 @@ from streams import HashPath
 
 from onedc_jax.coding import entropy, stream
 from onedc_jax.coding.codec import Codec
+from onedc_jax.coding.networks import Networks
 from onedc_jax.errors import StreamError
 from onedc_jax.models.onedc import build
 
-CODEC = Codec("hashes", build({}), None, HashPath())
+CODEC = Codec("hashes", Networks(build({}), None), HashPath())
 
 
 @dataclasses.dataclass(frozen=True)

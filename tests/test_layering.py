@@ -40,6 +40,7 @@ ROOMS = {
     "onedc_jax.quantization": ["errors", "models.*"],
     # integers and bytes; only the codec knows a network
     "onedc_jax.coding.codec": ["errors", "models.*", "checkpoint", "coding.*"],
+    "onedc_jax.coding.networks": ["models.*", "coding.programs", "coding.windows"],
     "onedc_jax.coding.path": [
         *("errors", "models.*", "checkpoint"),
         *("coding.tables", "coding.entropy", "coding.stream", "coding.windows"),

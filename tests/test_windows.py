@@ -1,9 +1,15 @@
 """Windows over images: all of an image once, and no seam where they meet."""
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from onedc_jax.coding import networks
 from onedc_jax.coding.windows import BLOCK, SHAPES, cover, cut, joined, paste, spans
+from onedc_jax.models.layers import GroupNorm
+from onedc_jax.models.padding import within
 
 
 @pytest.mark.parametrize("size, halo", [(16, 1), (32, 7)])
@@ -53,3 +59,33 @@ def test_where_windows_differ_one_fades_into_the_other():
     steps = [np.abs(np.diff(image.astype(int), axis=axis)).max() for axis in (0, 1)]
     assert max(steps) <= 3
     assert (image[0, 0, 0], image[-1, -1, 0]) == (0, 120)
+
+
+class Norms(nn.Module):
+    """A norm over the whole image, twice; between them the image gets larger values."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = GroupNorm(2, name="first")(x)
+        return GroupNorm(2, name="second")(jnp.exp(x))
+
+
+def test_norms_of_all_windows_have_one_set_of_statistics():
+    """With those that it had of all windows, a norm makes of each what it makes of the whole."""
+    whole = np.random.default_rng(0).normal(size=(1, 2, 6, 4)).astype("f4")
+    whole[:, :, 4:] += 3
+    params = Norms().init(jax.random.key(0), whole)
+
+    def run(x, statistics=None):
+        seen, sizes = [], jnp.array([x.shape[1:3]])
+        with within(sizes, x.shape[1:3], seen, statistics):
+            return Norms().apply(params, x), seen
+
+    windows = whole[:, :, :4], whole[:, :, 4:]
+    own = [run(x)[1] for x in windows]
+    statistics = networks._mean(own, [(2, 4), (2, 2)])
+    wanted = run(whole)[1]
+    for found, moment in zip(statistics[0], wanted[0], strict=True):
+        np.testing.assert_allclose(found, moment, rtol=1e-5, atol=1e-6)
+    together = np.concatenate([run(x, wanted)[0] for x in windows], axis=2)
+    np.testing.assert_allclose(together, run(whole)[0], rtol=1e-4, atol=1e-5)

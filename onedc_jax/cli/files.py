@@ -221,16 +221,19 @@ def _transcode_folder(
                 say(f"{file}: {note}")
             return done
 
-        # While one file is read or written, others are in the networks.
-        workers = min(8, os.cpu_count() or 1) + 1
         jobs = zip(files, places, strict=True)
-        results, failed = folders.for_each(jobs, work, say, workers)
+        results, failed = folders.for_each(jobs, work, say, workers())
     total = f"{len(results)} {direction.verb}, {failed} failed"
     if results:
         mean = sum(done.bpp for done in results) / len(results)
         total += f"  {sum(done.size for done in results):,} bytes  {mean:.3f} bpp on average"
     print(total)
     return SOME_FAILED if failed else 0
+
+
+def workers() -> int:
+    """How many files are at work at a time: while one is read or written, others are computed."""
+    return min(8, os.cpu_count() or 1) + 1
 
 
 def _info(arguments: argparse.Namespace) -> int:

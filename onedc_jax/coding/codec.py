@@ -6,29 +6,23 @@ reconstruction, may run anywhere and in any precision.
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from onedc_jax.checkpoint import check_tree, is_sealed, load_model, resolve
 from onedc_jax.coding import search, stream
 from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
+from onedc_jax.coding.networks import Networks
 from onedc_jax.coding.path import FloatPath, IntegerPath, knob_place
-from onedc_jax.coding.programs import Programs
-from onedc_jax.coding.windows import BLOCK, SHAPES, Window, cover, cut, joined, paste
+from onedc_jax.coding.windows import SHAPES, cover
 from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.models import integer
+from onedc_jax.models.folding import folded
 from onedc_jax.models.onedc import OneDC, build, param_shapes
-from onedc_jax.models.padding import within
 
-HALO = 1
-"""Blocks at a window's edge that it does not answer for: the networks see too little there."""
-_SIZES = jax.ShapeDtypeStruct((1, 2), jnp.int32)
 QUALITY = 50.0
 """The default quality, of 0 to 100, of models with a knob."""
 _EMPTY = np.zeros(0, np.int32), np.zeros(0, np.uint8)  # a step that is not coded
@@ -53,15 +47,23 @@ class Latents:
 class Codec:
     """A model ready to encode and decode; make one with `load`.
 
-    An image is put in one of a few sizes of arrays, or covered by windows, see `coding/windows.py`;
+    An image is put in one of a few sizes of arrays, or covered by windows, see `networks.py`;
     programs are compiled at the first image of each.
     """
 
     name: str
-    model: OneDC
-    params: Any
+    networks: Networks
     path: IntegerPath | FloatPath
-    programs: Programs = field(default_factory=Programs, repr=False, compare=False)
+
+    @property
+    def model(self) -> OneDC:
+        """The networks, without what was folded into their parameters (`models/folding.py`)."""
+        return self.networks.model
+
+    @property
+    def params(self) -> dict:
+        """The parameters of `model`, on its device."""
+        return self.networks.params
 
     @property
     def exact(self) -> bool:
@@ -71,7 +73,7 @@ class Codec:
     @property
     def has_knob(self) -> bool:
         """Whether it codes at any quality, or at the one rate that it was trained for."""
-        return self.model.codec.rates > 1
+        return self.networks.has_knob
 
     def encode(
         self, image: np.ndarray, steps: int = stream.STEPS, quality: float | None = None
@@ -148,51 +150,29 @@ class Codec:
         allowed.
         """
         content = self._unpack(data, allow_truncated)
+        shape, _ = cover(*content.z.shape, SHAPES, 0)
         # The decoder's program is made ready while the entropy coder, on one core, is at work.
         with ThreadPoolExecutor(1) as beside:
-            program = beside.submit(self._reconstruction, cover(*content.z.shape, SHAPES, HALO)[0])
+            program = beside.submit(self.networks.reconstruction(shape), None)
             latents = self._latents(content)
             program.result()
         return self.reconstruct(latents)[: content.header.height, : content.header.width]
 
     def reconstruct(self, latents: Latents) -> np.ndarray:
         """Latents -> the image of whole blocks that `decode` crops, uint8 [H', W', 3]."""
-        shape, windows = cover(*latents.z_indices.shape, SHAPES, HALO)
-        program, place = self._reconstruction(shape), knob_place(latents.rate)
-
-        def tile(window: Window) -> np.ndarray:
-            y_hat = cut(latents.y_hat, window, shape, 4)
-            z_indices = cut(latents.z_indices, window, shape, 1)
-            return np.asarray(program(self.params, y_hat, z_indices, _sizes(window), place)[0])
-
-        return joined(windows, tile)
+        place = knob_place(latents.rate)
+        return self.networks.reconstruct(latents.y_hat, latents.z_indices, place)
 
     def analyse(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """uint8 [H, W, 3] -> y float32 [H'/16, W'/16, C] and tokens int32 [H'/64, W'/64].
-
-        H' and W' are H and W after padding to multiples of BLOCK. A knob's gain is not in y yet.
-        """
-        height, width = image.shape[:2]
-        pad = ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0))
-        image = np.pad(image, pad, mode="edge")
-        rows, columns = (side // BLOCK for side in image.shape[:2])
-        shape, windows = cover(rows, columns, SHAPES, HALO)
-        program = self._analysis(shape)
-        z_indices = np.empty((rows, columns), np.int32)
-        y = np.empty((4 * rows, 4 * columns, self.model.codec.channels), np.float32)
-        for window in windows:
-            pixels = cut(image, window, shape, BLOCK)
-            found = program(self.params, pixels, _sizes(window))
-            for whole, part, scale in zip((y, z_indices), found, (4, 1), strict=True):
-                paste(whole, np.asarray(part)[0], window, scale)
-        return y, z_indices
+        """As `Networks.analyse`."""
+        return self.networks.analyse(image)
 
     def quantise(
         self, y: np.ndarray, z_indices: np.ndarray, rate: int | None
     ) -> tuple[list, np.ndarray]:
         """What `analyse` found, rounded: as `Path.quantise`, but before the knob's gain."""
         if rate is not None:
-            y = np.asarray(self._gained(self.params, y[None], knob_place(rate))[0])
+            y = self.networks.gained(y, knob_place(rate))
         return self.path.quantise(y, z_indices, rate)
 
     def encode_latents(self, image: np.ndarray, quality: float | None = None) -> Latents:
@@ -235,58 +215,11 @@ class Codec:
         decoder.finish(cut=len(content.words) < stream.STEPS)
         return Latents(content.z, y_hat, content.header.rate)
 
-    @cached_property
-    def _gained(self):
-        gained = partial(self.model.apply, method=OneDC.gained)
-        return jax.jit(lambda params, *args: gained({"params": params}, *args))
-
-    def _analysis(self, shape: tuple[int, int]) -> jax.stages.Compiled:
-        """The encoder's program for arrays of so many blocks: pixels -> y and tokens."""
-
-        def analyse(params, image, sizes):
-            pixels = image.astype(jnp.float32) / 127.5 - 1
-            with within(sizes, shape):
-                out = self.model.apply({"params": params}, pixels, method=OneDC.analyse)
-            return out["y"].astype(jnp.float32), out["z_indices"]
-
-        image = jax.ShapeDtypeStruct((1, *(BLOCK * side for side in shape), 3), jnp.uint8)
-        return self._compiled(analyse, shape, image, _SIZES)
-
-    def _reconstruction(self, shape: tuple[int, int]) -> jax.stages.Compiled:
-        """The decoder's program for arrays of so many blocks: y_hat and tokens -> pixels."""
-
-        def reconstruct(params, y_hat, z_indices, sizes, place):
-            latents = y_hat, z_indices, place
-            with within(sizes, shape):
-                image = self.model.apply({"params": params}, *latents, method=OneDC.reconstruct)
-            return jnp.round((image + 1) * 127.5).astype(jnp.uint8)
-
-        y_shape = (1, *(4 * side for side in shape), self.model.codec.channels)
-        y_hat = jax.ShapeDtypeStruct(y_shape, jnp.float32)
-        z_indices = jax.ShapeDtypeStruct((1, *shape), jnp.int32)
-        place = jax.ShapeDtypeStruct((1,), jnp.float32) if self.has_knob else None
-        return self._compiled(reconstruct, shape, y_hat, z_indices, _SIZES, place)
-
-    def _compiled(self, function: Callable, shape: tuple[int, int], *args) -> jax.stages.Compiled:
-        """A network's program for arrays of a shape, made when first asked for."""
-        key = function.__name__, shape
-        return self.programs.get(key, function, repr(self.model), self.params, *args)
-
     def replicas(self) -> list["Codec"]:
         """The codec once for each device of this process; all make the same streams."""
         others = jax.local_devices()[1:]
-        copy = lambda device: replace(
-            self,
-            params=jax.device_put(self.params, device),
-            path=self.path.on(device),
-            programs=Programs(),
-        )
+        copy = lambda d: replace(self, networks=self.networks.on(d), path=self.path.on(d))
         return [self, *map(copy, others)]
-
-
-def _sizes(window: Window) -> np.ndarray:
-    """What of its array an image fills, as programs take it: int32 [1, 2]."""
-    return np.array([window.size], np.int32)
 
 
 def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Codec:
@@ -323,6 +256,7 @@ def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Code
         entropy_path = IntegerPath.of(entropy)
     else:
         entropy_path = FloatPath.of(model, params)
+    model, params = folded(model, params)
     # On a device for good: programs are compiled for the one that their arrays are on.
     params = jax.device_put(params, jax.local_devices()[0])
-    return Codec(str(name_or_path), model, params, entropy_path)
+    return Codec(str(name_or_path), Networks(model, params), entropy_path)

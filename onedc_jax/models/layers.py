@@ -162,7 +162,7 @@ class GroupNorm(nn.Module):
     without.
 
     `mask` [..., H, W, 1], where given, says which positions exist (the others are padding and must
-    not enter the statistics).
+    not enter the statistics). `statistics`, as of `moments`, take the place of x's own.
     """
 
     groups: int = 32
@@ -170,21 +170,32 @@ class GroupNorm(nn.Module):
     local: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        mask: Array | None = None,
+        statistics: tuple[Array, Array] | None = None,
+    ) -> Array:
         channels = x.shape[-1]
         scale = parameter(self, "scale", nn.initializers.ones, (channels,))
         bias = parameter(self, "bias", nn.initializers.zeros, (channels,))
         if self.groups == 0:
             return x * _along_channels(scale, x) + _along_channels(bias, x)
-        # [B, H, W, groups, C / groups]
-        g = x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, channels // self.groups)
+        mean, var = statistics or self.moments(x, mask)
+        y = ((self._grouped(x) - mean) * lax.rsqrt(var + self.eps)).reshape(x.shape)
+        return (y * _along_channels(scale, y) + _along_channels(bias, y)).astype(x.dtype)
+
+    def moments(self, x: Array, mask: Array | None = None) -> tuple[Array, Array]:
+        """Mean and variance of each group, float32, to broadcast with [.., H, W, groups, C']."""
+        g = self._grouped(x)
         axes = (-1,) if self.local else (-4, -3, -1)
         where = None if mask is None else mask[..., None]
         mean = g.mean(axes, keepdims=True, where=where)
-        g = g - mean
-        var = jnp.square(g).mean(axes, keepdims=True, where=where)
-        y = (g * lax.rsqrt(var + self.eps)).reshape(x.shape)
-        return (y * _along_channels(scale, y) + _along_channels(bias, y)).astype(x.dtype)
+        return mean, jnp.square(g - mean).mean(axes, keepdims=True, where=where)
+
+    def _grouped(self, x: Array) -> Array:
+        """[.., H, W, C] -> float32 [.., H, W, groups, C / groups]."""
+        return x.astype(jnp.float32).reshape(*x.shape[:-1], self.groups, -1)
 
 
 def inside(sizes: Array, blocks: tuple[int, int], height: int, width: int) -> Array:

@@ -26,12 +26,24 @@ from onedc_jax.models.vae import WindowAttention
 Array = jax.Array
 
 
-def within(sizes: Array, blocks: tuple[int, int]):
-    """The context; arguments as for `layers.inside`. An image has at least one block.
+def within(
+    sizes: Array,
+    blocks: tuple[int, int],
+    seen: list | None = None,
+    statistics: list | None = None,
+):
+    """The context. An image has at least one block.
 
     Convolutions see zeros beyond the end, attention looks at no position there, norms' statistics
     are of the image alone, and interpolation repeats its last row and column.
+
+    Args:
+      sizes, blocks: as for `layers.inside`.
+      seen: where to put the statistics of the norms over whole images (`GroupNorm.moments`), in the
+        order in which they run.
+      statistics: as in `seen`, what these norms take in place of their own.
     """
+    seen = [] if seen is None else seen
 
     def here(x: Array) -> Array:
         return inside(sizes, blocks, *x.shape[1:3])
@@ -52,7 +64,9 @@ def within(sizes: Array, blocks: tuple[int, int]):
             case UpsampleLinear():
                 args = (_extended(x, sizes, blocks), *args[1:])
             case GroupNorm(groups=groups, local=False) if groups and len(args) == 1:
-                kwargs = kwargs | dict(mask=here(x))
+                given = None if statistics is None else statistics[len(seen)]
+                seen.append(context.module.moments(x, here(x)))
+                kwargs = kwargs | dict(statistics=given or seen[-1])
             case AttnBlock() | SelfAttention() | WindowAttention():
                 kwargs = kwargs | dict(mask=here(x))
             case Attention():

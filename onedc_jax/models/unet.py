@@ -27,6 +27,9 @@ from onedc_jax.models.layers import (
 
 Array = jax.Array
 
+ANALYSIS_TIMESTEP = 999
+"""Where the analysis' U-Net is asked: it knows no time, and the reference gives it this one."""
+
 
 class Resnet(nn.Module):
     """The residual block of U-Nets and VAE, x [B, h, w, C], time [B, T] -> [B, h, w, features].
@@ -155,7 +158,7 @@ class DownBlock(nn.Module):
     conv: Callable
 
     @nn.compact
-    def __call__(self, x: Array, time: Array, *context: Array) -> tuple[Array, list[Array]]:
+    def __call__(self, x: Array, time: Array | None, *context: Array) -> tuple[Array, list[Array]]:
         skips = []
         for i in range(self.layers):
             x = self.resnet(self.features, name=f"resnets_{i}")(x, time)
@@ -248,6 +251,7 @@ class UNet(nn.Module):
       rank, alpha: of the LoRA on every convolution and product of the blocks, but for conv_in,
         conv_out and the time embedding; 0 leaves it out.
       norm_groups, norm_local: see `layers.GroupNorm`.
+      timed: False where the time is in the biases already, see `folding.py`.
       remat: what training recomputes of each block, see `layers.recomputed`.
       dtype: in which products and convolutions are computed.
     """
@@ -261,6 +265,7 @@ class UNet(nn.Module):
     alpha: float = 8.0
     norm_groups: int = 32
     norm_local: bool = False
+    timed: bool = True
     remat: str = ""
     dtype: Any = jnp.float32
 
@@ -285,7 +290,7 @@ class UNet(nn.Module):
         resnet = recomputed(Resnet, self.remat)
         attend = [transformer if there else None for there in self.attention]
 
-        time = TimeEmbedding(self.widths[0], name="time_embedding")(t)
+        time = TimeEmbedding(self.widths[0], name="time_embedding")(t) if self.timed else None
         x = Conv(self.widths[0], 3, dtype=self.dtype, name="conv_in")(x)
         x, middle = _levels(
             x,
@@ -317,6 +322,7 @@ class AnalysisUNet(nn.Module):
       head_dim: channels of an attention head.
       features: channels of the output.
       norm_groups, norm_local: see `layers.GroupNorm`.
+      timed: False where the time is in the biases already, see `folding.py`.
       remat: what training recomputes of each block, see `layers.recomputed`.
       dtype: in which products and convolutions are computed.
     """
@@ -329,6 +335,7 @@ class AnalysisUNet(nn.Module):
     features: int = 512
     norm_groups: int = 32
     norm_local: bool = False
+    timed: bool = True
     remat: str = ""
     dtype: Any = jnp.float32
 
@@ -349,8 +356,8 @@ class AnalysisUNet(nn.Module):
             block = recomputed(ResnetBlock, self.remat)
             x = block(self.widths[0], norm, self.dtype, name=f"conv_in_{i}")(x)
         x = conv(self.widths[0], 3, stride=2, name="conv_in_3")(x)  # [B, H/16, W/16, widths[0]]
-        # There is no time here; the layout wants one, and the reference gives it the last step.
-        time = TimeEmbedding(self.widths[0], name="time_embedding")(jnp.array([999]))
+        embed = TimeEmbedding(self.widths[0], name="time_embedding")
+        time = embed(jnp.array([ANALYSIS_TIMESTEP])) if self.timed else None
         x, middle = _levels(
             x,
             time,

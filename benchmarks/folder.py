@@ -1,0 +1,74 @@
+"""A folder at a time against one image after the other: python benchmarks/folder.py [--images DIR]
+
+Both read image files, encode and write, and back, in one process, with programs that are compiled
+already, run after run by turns; the best of each counts.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from machine import heading, seconds, table
+from PIL import Image
+
+import onedc_jax
+from onedc_jax import folders, transcode
+from onedc_jax.cli.files import workers
+from onedc_jax.compilation import enable_compilation_cache
+
+PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
+
+
+def samples(folder: Path, count: int) -> None:
+    """Crops of the sample photograph, 768×512, as PNG."""
+    with Image.open(PHOTO) as photo:
+        for i in range(count):
+            larger = photo.resize((768 + 8 * i, 512 + 8 * i))
+            larger.crop((4 * i, 4 * i, 768 + 4 * i, 512 + 4 * i)).save(folder / f"{i:03}.png")
+
+
+def measure(direction, jobs: list, load, rounds: int) -> list[float]:
+    """Seconds for all jobs, by one worker and by as many as `onedc` has."""
+
+    def run(count: int) -> None:
+        work = lambda file, place: direction.work(load, file, place, True)
+        folders.for_each(jobs, work, print, count)
+
+    run(1)  # compiles
+    once = lambda count: seconds(lambda: run(count), least=0, runs=1)
+    times = [(once(1), once(workers())) for _ in range(rounds)]
+    return [min(found) for found in zip(*times, strict=True)]
+
+
+def main(images: Path | None, model: str, rounds: int) -> None:
+    enable_compilation_cache()
+    codec = onedc_jax.load(model)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        source, small, back = (Path(scratch, name) for name in ("source", "small", "back"))
+        source.mkdir()
+        if images is None:
+            samples(source, 24)
+        for direction, start, end in (
+            (transcode.ENCODE, images or source, small),
+            (transcode.DECODE, small, back),
+        ):
+            files = folders.find(start, direction.suffixes)
+            places = folders.targets(files, start, end, direction.target_suffix)
+            jobs = list(zip(files, places, strict=True))
+            times = measure(direction, jobs, lambda: codec, rounds)
+            rates = [len(jobs) / time for time in times]
+            cells = (f"{rates[0]:.2f}", f"{rates[1]:.2f}", f"{rates[1] / rates[0]:.2f}")
+            rows.append([direction.verb, len(jobs), *cells])
+    print(heading(), model, sep="\n", end="\n\n")
+    columns = ["images", "one by one, images/s", "as a folder, images/s", "ratio"]
+    print(table(["", *columns], rows))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, metavar="DIR", help="default: made of the sample")
+    parser.add_argument("--model", default="tiny", metavar="NAME_OR_PATH")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    arguments = parser.parse_args()
+    main(arguments.images, arguments.model, arguments.rounds)

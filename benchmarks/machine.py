@@ -1,0 +1,55 @@
+"""What the benchmarks share: how they name the machine, measure, and print tables."""
+
+import datetime
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+
+
+def heading() -> str:
+    """The machine, the libraries' versions and the date, in a line."""
+    import jax
+
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = (line for line in info.read_text().splitlines() if line.startswith("model name"))
+        name = next(lines, f": {name}").partition(":")[2].strip()
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        name = f"{device.device_kind}, {name}"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{name}, {cores} cores, jax {jax.__version__}, {datetime.date.today()}"
+
+
+def seconds(work: Callable[[], object], least: float = 1.0, runs: int = 3) -> float:
+    """The fastest of at least so many runs, which take at least so long together."""
+    found, start = [], time.perf_counter()
+    while len(found) < runs or time.perf_counter() - start < least:
+        before = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - before)
+    return min(found)
+
+
+def matrix_rate() -> float:
+    """FLOP/s of float32 matrix products in jax, 2048³: what this machine's peak is taken to be."""
+    import jax
+    import jax.numpy as jnp
+
+    size = 2048
+    a = jnp.asarray(np.random.default_rng(0).standard_normal((size, size)), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    jax.block_until_ready(product(a))
+    return 2 * size**3 / seconds(lambda: jax.block_until_ready(product(a)))
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A Markdown table."""
+    columns = list(columns)
+    lines = [columns, ["---"] * len(columns), *([str(cell) for cell in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

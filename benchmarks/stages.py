@@ -1,0 +1,71 @@
+"""A model stage by stage: python benchmarks/stages.py [--model NAME_OR_PATH] [--size WxH]
+
+Seconds of each part of encoding and decoding, its floating point operations as XLA counts them, and
+the share of the rate at which this machine multiplies large matrices.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from machine import heading, matrix_rate, seconds, table
+from PIL import Image
+
+import onedc_jax
+from onedc_jax.coding import stream
+from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
+from onedc_jax.coding.windows import SHAPES, cover
+from onedc_jax.compilation import enable_compilation_cache
+from onedc_jax.training.programs import flops
+
+PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
+
+
+def main(model: str, width: int, height: int) -> None:
+    enable_compilation_cache()
+    codec = onedc_jax.load(model)
+    with Image.open(PHOTO) as photo:
+        image = np.asarray(photo.convert("RGB").resize((width, height)))
+    data = codec.encode(image)
+    y, z_indices = codec.analyse(image)
+    rate = stream.inspect(data).header.rate
+    steps = codec.quantise(y, z_indices, rate)[0]
+    content = stream.unpack(data)
+    latents = codec.decode_latents(data)[1]
+
+    def entropy_decode():
+        decoder = SymbolDecoder(content.y, content.words)
+        for _, levels in steps:
+            decoder.decode(levels)
+
+    shape, windows = cover(*z_indices.shape, SHAPES, 1)
+    analysis = len(windows) * flops(codec.networks.analysis(shape)(None))
+    reconstruction = len(windows) * flops(codec.networks.reconstruction(shape)(None))
+    parts = {
+        "analysis": (lambda: codec.analyse(image), analysis),
+        "prior, encoding": (lambda: codec.quantise(y, z_indices, rate), 0),
+        "entropy coder, encoding": (lambda: encode_steps(steps), 0),
+        "**encode**": (lambda: codec.encode(image), analysis),
+        "entropy coder, decoding": (entropy_decode, 0),
+        "prior and entropy coder, decoding": (lambda: codec.decode_latents(data), 0),
+        "reconstruction": (lambda: codec.reconstruct(latents), reconstruction),
+        "**decode**": (lambda: codec.decode(data), reconstruction),
+    }
+    peak = matrix_rate()
+    rows = []
+    for name, (work, operations) in parts.items():
+        work()
+        time = seconds(work)
+        cells = [f"{operations / 1e9:.1f}", f"{operations / time / peak:.0%}"]
+        rows.append([name, f"{1000 * time:.1f}", *(cells if operations else ["", ""])])
+    print(heading(), f"{model}, {width}×{height}, {len(data):,} bytes", sep="\n")
+    print(f"matrix products: {peak / 1e9:.0f} GFLOP/s", end="\n\n")
+    print(table(["part", "ms", "GFLOP", "of the matrix rate"], rows))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="tiny", metavar="NAME_OR_PATH")
+    parser.add_argument("--size", default="768x512", metavar="WxH")
+    arguments = parser.parse_args()
+    main(arguments.model, *map(int, arguments.size.split("x")))

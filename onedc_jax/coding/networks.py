@@ -1,0 +1,163 @@
+"""The two networks around the entropy coder, for images of any size: pixels -> y, y_hat -> pixels.
+
+They are compiled for a few sizes of arrays. An image is put in the smallest that holds it; a larger
+one is covered by windows, see `windows.py`. Of what a window cannot see, attention is left with
+what it can; norms over the whole image are given one set of statistics for all windows, the mean of
+those that the windows have by themselves, so that none is brighter than its neighbour.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onedc_jax.coding.programs import Programs
+from onedc_jax.coding.windows import BLOCK, SHAPES, Window, cover, cut, joined, paste
+from onedc_jax.models.onedc import OneDC
+from onedc_jax.models.padding import within
+
+Array = jax.Array
+
+_HALO = 1  # blocks at a window's edge that it does not answer for: it sees too little around them
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A model's networks on one device; programs are compiled when they are first needed."""
+
+    model: OneDC
+    params: Any
+    programs: Programs = field(default_factory=Programs, repr=False, compare=False)
+
+    @property
+    def has_knob(self) -> bool:
+        """Whether the model has several rates, and so a knob."""
+        return self.model.codec.rates > 1
+
+    def on(self, device: jax.Device) -> "Networks":
+        """The same on another device."""
+        params = jax.device_put(self.params, device)
+        return replace(self, params=params, programs=Programs())
+
+    def analyse(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 [H, W, 3] -> y float32 [H'/16, W'/16, C] and tokens int32 [H'/64, W'/64].
+
+        H' and W' are H and W after padding to multiples of BLOCK. The knob's gain is not in y yet.
+        """
+        height, width = image.shape[:2]
+        image = np.pad(image, ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0)), mode="edge")
+        rows, columns = (side // BLOCK for side in image.shape[:2])
+        shape, windows = cover(rows, columns, SHAPES, _HALO)
+        inputs = lambda window: (cut(image, window, shape, BLOCK),)
+        y = np.empty((4 * rows, 4 * columns, self.model.codec.channels), np.float32)
+        z_indices = np.empty((rows, columns), np.int32)
+        tiles = self._tiles(self.analysis(shape), windows, inputs)
+        for window, (y_tile, tokens) in zip(windows, tiles, strict=True):
+            paste(y, y_tile[0], window, 4)
+            paste(z_indices, tokens[0], window, 1)
+        return y, z_indices
+
+    def gained(self, y: np.ndarray, place: np.ndarray) -> np.ndarray:
+        """y [H/16, W/16, C] as it is rounded with the knob at `place`, float32 [1] in [0, 1]."""
+        one = jax.ShapeDtypeStruct((1, 1, 1, y.shape[-1]), jnp.float32)
+        arguments = self.params["codec"]["knob"], one, jax.ShapeDtypeStruct((1,), jnp.float32)
+        program = self.programs.get("gain", self._gain, repr(self.model), *arguments)
+        ones = np.ones(one.shape, np.float32)
+        return y * np.asarray(program(arguments[0], ones, place))[0]
+
+    def reconstruct(
+        self, y_hat: np.ndarray, z_indices: np.ndarray, place: np.ndarray | None
+    ) -> np.ndarray:
+        """y_hat float32 [H/16, W/16, C] and tokens int32 [H/64, W/64] -> uint8 [H, W, 3].
+
+        `place` is as in `gained`, and None where there is no knob.
+        """
+        shape, windows = cover(*z_indices.shape, SHAPES, _HALO)
+
+        def inputs(window: Window) -> tuple:
+            return cut(y_hat, window, shape, 4), cut(z_indices, window, shape, 1), place
+
+        tiles = self._tiles(self.reconstruction(shape), windows, inputs)
+        return joined(windows, lambda window: next(tiles)[0])
+
+    def _tiles(
+        self, program: Callable, windows: list[Window], inputs: Callable[[Window], tuple]
+    ) -> Iterator[Any]:
+        """What a program makes of the inputs of each window, in turn, as NumPy arrays."""
+
+        def run(window: Window, statistics: list | None) -> tuple:
+            sizes = np.array([window.size], np.int32)
+            return program(statistics)(self.params, *inputs(window), sizes, statistics)
+
+        statistics = None
+        if len(windows) > 1:
+            first, own = run(windows[0], None)
+            if not own:  # no norm looks farther than its window
+                yield jax.device_get(first)
+                windows = windows[1:]
+            else:
+                all_of_them = [own, *(run(window, None)[1] for window in windows[1:])]
+                statistics = _mean(jax.device_get(all_of_them), [w.size for w in windows])
+        for window in windows:
+            yield jax.device_get(run(window, statistics)[0])
+
+    def analysis(self, shape: tuple[int, int]) -> Callable:
+        """The encoder's program for arrays of so many blocks, by the statistics that it is given.
+
+        The program: (params, pixels, sizes, statistics) -> ((y, tokens), its own statistics).
+        """
+        image = jax.ShapeDtypeStruct((1, *(BLOCK * side for side in shape), 3), jnp.uint8)
+        return partial(self._program, self._analyse, shape, image)
+
+    def reconstruction(self, shape: tuple[int, int]) -> Callable:
+        """The decoder's, likewise.
+
+        The program: (params, y_hat, tokens, place, sizes, statistics) -> (pixels, statistics).
+        """
+        y_shape = (1, *(4 * side for side in shape), self.model.codec.channels)
+        y_hat = jax.ShapeDtypeStruct(y_shape, jnp.float32)
+        z_indices = jax.ShapeDtypeStruct((1, *shape), jnp.int32)
+        place = jax.ShapeDtypeStruct((1,), jnp.float32) if self.has_knob else None
+        return partial(self._program, self._reconstruct, shape, y_hat, z_indices, place)
+
+    def _program(self, function: Callable, shape, *args) -> jax.stages.Compiled:
+        """A network's program; the last of `args` are the statistics, None for its own."""
+        *inputs, statistics = args
+        key = function.__name__, shape, statistics is None
+        sizes = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+        arguments = self.params, *inputs, sizes, statistics
+        return self.programs.get(key, function, repr(self.model), *arguments)
+
+    def _analyse(self, params, image: Array, sizes: Array, statistics: list | None):
+        pixels, seen = image.astype(jnp.float32) / 127.5 - 1, []
+        blocks = tuple(side // BLOCK for side in image.shape[1:3])
+        with within(sizes, blocks, seen, statistics):
+            out = self.model.apply({"params": params}, pixels, method=OneDC.analyse)
+        return (out["y"].astype(jnp.float32), out["z_indices"]), seen
+
+    def _reconstruct(self, params, y_hat, z_indices, place, sizes, statistics):
+        latents, seen = (y_hat, z_indices, place), []
+        with within(sizes, z_indices.shape[1:], seen, statistics):
+            image = self.model.apply({"params": params}, *latents, method=OneDC.reconstruct)
+        return jnp.round((image + 1) * 127.5).astype(jnp.uint8), seen
+
+    def _gain(self, knob, ones: Array, place: Array) -> Array:
+        params = {"params": {"codec": {"knob": knob}}}
+        return self.model.apply(params, ones, place, method=OneDC.gained)
+
+
+def _mean(statistics: list[list[tuple]], sizes: list[tuple[int, int]]) -> list[tuple]:
+    """(mean, variance) of each norm over all windows, from those of each window and its size."""
+    weights = np.array([rows * columns for rows, columns in sizes], np.float32)
+    weights /= weights.sum()
+
+    def joint(*moments: tuple) -> tuple[np.ndarray, np.ndarray]:
+        average = lambda values: sum(w * x for w, x in zip(weights, values, strict=True))
+        mean = average([m for m, _ in moments])
+        return mean, average([v + (m - mean) ** 2 for m, v in moments])
+
+    return [joint(*moments) for moments in zip(*statistics, strict=True)]
