@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pictures import photo
+from PIL import Image
 
 import onedc_jax
 from onedc_jax import checkpoint, metrics
 from onedc_jax.coding import stream
+from onedc_jax.coding.windows import BLOCK, SHAPES, cover
 from onedc_jax.models import prior
 from onedc_jax.models.quantize import indices_to_codes
 
@@ -34,18 +36,43 @@ def test_a_photograph_comes_back_in_its_colours(codec):
     assert np.abs(shift).max() < 8
 
 
-def test_bytes_are_within_one_percent_of_the_estimated_rate(codec):
+def test_its_knob_goes_from_coarse_to_fine(codec):
+    image = photo(512, 768)
+    files = [codec.encode(image, quality=quality) for quality in (0, 50, 100)]
+    assert [len(data) for data in files] == sorted({len(data) for data in files})
+    assert len(files[0]) < 0.4 * len(files[2])
+    errors = [metrics.psnr(image[None], codec.decode(data)[None]).item() for data in files]
+    assert errors == sorted(errors)
+    assert len(codec.encode_within(image, 4000)) <= 4000
+
+
+def test_windows_over_a_large_sky_leave_no_seam(codec):
+    """Across the lines where windows meet, pixels differ no more than they do beside them."""
+    sky = Image.fromarray(photo(150, 768)).resize((1536, 640), Image.Resampling.BICUBIC)
+    restored = codec.decode(codec.encode(np.asarray(sky))).astype(float)
+    windows = cover(10, 24, SHAPES, 1)[1]
+    assert len(windows) == 2
+    seam = BLOCK * windows[1].columns.first
+    steps = np.abs(np.diff(restored, axis=1)).mean((0, 2))
+    beside = np.concatenate([steps[seam - 33 : seam - 1], steps[seam : seam + 32]])
+    assert steps[seam - 1] <= 1.02 * beside.mean()
+
+
+@pytest.mark.parametrize("quality", [20, 100])
+def test_bytes_are_within_one_percent_of_the_estimated_rate(codec, quality):
     """The estimate is that of training: the scales bounded below, as the tables are."""
     image = photo(512, 768)
     y, z_indices = codec.analyse(image)
+    place = np.array([quality / 100], np.float32)
 
     def bits(model, y, z_indices):
         features, _ = model.codec.hyper_synthesis(indices_to_codes(z_indices))
-        out = model.codec.prior(y, features)
+        gain, _, bias = model.codec.at_rate(place)
+        out = model.codec.prior(y * gain, features + bias)
         scales = jnp.maximum(out["scales"], prior.SCALE_MIN)
         return prior.estimated_bits(out["symbols"], scales).sum()
 
     run = jax.jit(lambda params, *x: codec.model.apply({"params": params}, *x, method=bits))
     estimate = float(run(codec.params, y[None], z_indices[None]))
-    spent = 8 * stream.inspect(codec.encode(image)).y_bytes
+    spent = 8 * stream.inspect(codec.encode(image, quality=quality)).y_bytes
     assert abs(spent - estimate) <= 0.01 * estimate + 32

@@ -17,7 +17,7 @@ from onedc_jax.errors import OneDCError
 
 Quality = float | str | None
 
-QUALITIES = (0, 10, 25, 40, 55, 70, 85, 100)
+QUALITIES = (0, 20, 40, 60, 80, 100)
 """What is asked of a model with a knob."""
 
 
