@@ -1,18 +1,25 @@
 """Images through bytes: what the decoder holds is what the encoder held."""
 
-import dataclasses
+from dataclasses import replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import MICRO_MODEL
 from pictures import photo
 
 import onedc_jax
+from onedc_jax import quantization
+from onedc_jax.checkpoint import save_model
 from onedc_jax.coding import path, stream, tables
 from onedc_jax.coding.codec import load
 from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
+from onedc_jax.coding.path import IntegerPath
+from onedc_jax.coding.programs import Programs
+from onedc_jax.models.init import random_params
+from onedc_jax.models.onedc import build, param_shapes
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +127,7 @@ def test_a_number_of_steps_that_cannot_be_is_refused(codec):
 )
 def test_a_stream_of_another_kind_is_refused(codec, change, message):
     content = stream.unpack(codec.encode(photo(64, 64)))
-    header = dataclasses.replace(content.header, **change)
+    header = replace(content.header, **change)
     data = stream.pack(header, content.z, content.y, content.words)
     with pytest.raises(onedc_jax.StreamError, match=message):
         codec.decode(data)
@@ -132,3 +139,30 @@ def test_a_stream_of_another_kind_is_refused(codec, change, message):
 def test_pixels_of_a_wrong_kind_are_refused(codec, image):
     with pytest.raises(onedc_jax.ImageError):
         codec.encode(image)
+
+
+@pytest.mark.slow
+def test_a_folder_of_all_sizes_makes_few_programs(tmp_path):
+    """Counted where jax compiles: at most eight a direction for images of 200 to 3000 pixels."""
+    config = MICRO_MODEL | dict(codec=MICRO_MODEL["codec"] | dict(rates=3))
+    save_model(tmp_path / "model", config, random_params(param_shapes(build(config)), seed=0))
+    codec = load(tmp_path / "model")
+    y, z_indices = codec.analyse(photo(64, 128))
+    network = codec.model.codec, codec.params["codec"]
+    entropy = quantization.calibrate(*network, z_indices[None], y[None])
+    codec = replace(codec, networks=replace(codec.networks, programs=Programs()))
+    codec = replace(codec, path=IntegerPath.of(entropy))
+    sizes = np.random.default_rng(0).integers(200, 3001, (100, 2))
+    images = [np.resize(photo(512, 768), (height, width, 3)) for height, width in sizes]
+    compiled = []
+    listen = lambda event, duration, **_: compiled.append(event)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    count = lambda: compiled.count("/jax/core/compile/backend_compile_duration")
+    streams = [codec.encode(image) for image in images]
+    assert 6 <= count() <= 8
+    compiled.clear()
+    codec = replace(codec, networks=replace(codec.networks, programs=Programs()))
+    codec = replace(codec, path=IntegerPath.of(entropy))
+    for image, data in zip(images, streams, strict=True):
+        assert codec.decode(data).shape == image.shape
+    assert 6 <= count() <= 8

@@ -74,6 +74,7 @@ def test_norms_of_all_windows_have_one_set_of_statistics():
     """With those that it had of all windows, a norm makes of each what it makes of the whole."""
     whole = np.random.default_rng(0).normal(size=(1, 2, 6, 4)).astype("f4")
     whole[:, :, 4:] += 3
+    whole = jnp.asarray(whole)
     params = Norms().init(jax.random.key(0), whole)
 
     def run(x, statistics=None):
