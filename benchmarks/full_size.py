@@ -27,6 +27,7 @@ def jax_runner(width: int, height: int):
     import jax
     import jax.numpy as jnp
 
+    from onedc_jax.coding.networks import to_uint8
     from onedc_jax.models.generator import Generator
     from onedc_jax.models.init import random_params
     from onedc_jax.models.vae import VAE
@@ -46,7 +47,7 @@ def jax_runner(width: int, height: int):
     def decode(params, x_hat, tokens):
         x0 = generator.apply({"params": params["generator"]}, x_hat, tokens)["x0"]
         image = vae.apply({"params": params["vae"]}, x0, method=VAE.decode)
-        return jnp.round((jnp.clip(image, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+        return to_uint8(jnp.clip(image, -1, 1))
 
     inputs = [jax.random.normal(key, x.shape) for x in (x_hat, tokens)]
     program = jax.jit(decode).lower(params, *inputs).compile()

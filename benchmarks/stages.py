@@ -14,7 +14,6 @@ from PIL import Image
 import onedc_jax
 from onedc_jax.coding import stream
 from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
-from onedc_jax.coding.windows import SHAPES, cover
 from onedc_jax.compilation import enable_compilation_cache
 from onedc_jax.training.programs import flops
 
@@ -38,9 +37,9 @@ def main(model: str, width: int, height: int) -> None:
         for _, levels in steps:
             decoder.decode(levels)
 
-    shape, windows = cover(*z_indices.shape, SHAPES, 1)
-    analysis = len(windows) * flops(codec.networks.analysis(shape)(None))
-    reconstruction = len(windows) * flops(codec.networks.reconstruction(shape)(None))
+    shape, windows = codec.networks.cover(*z_indices.shape)
+    analysis = len(windows) * flops(codec.networks.analysis(shape))
+    reconstruction = len(windows) * flops(codec.networks.reconstruction(shape))
     parts = {
         "analysis": (lambda: codec.analyse(image), analysis),
         "prior, encoding": (lambda: codec.quantise(y, z_indices, rate), 0),

@@ -23,6 +23,7 @@ import numpy as np
 
 import onedc_jax
 from onedc_jax.coding.codec import Codec
+from onedc_jax.coding.networks import to_uint8
 from onedc_jax.coding.stream import TOKEN_PIXELS
 from onedc_jax.models.onedc import OneDC
 
@@ -42,7 +43,7 @@ def export(codec: Codec, width: int, height: int, platforms: Sequence[str] = PLA
     def decode(weights, *latents):
         params = {"params": jax.tree.unflatten(tree, weights)}
         image = codec.model.apply(params, *latents, method=OneDC.reconstruct)
-        return jnp.round((image + 1) * 127.5).astype(jnp.uint8)
+        return to_uint8(image)
 
     inputs = {
         "y_hat": jax.ShapeDtypeStruct(

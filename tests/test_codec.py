@@ -141,8 +141,17 @@ def test_pixels_of_a_wrong_kind_are_refused(codec, image):
         codec.encode(image)
 
 
+@pytest.fixture
+def no_programs_on_disk():
+    """Every program that is asked for has to be compiled, and so can be counted."""
+    folder = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", folder)
+
+
 @pytest.mark.slow
-def test_a_folder_of_all_sizes_makes_few_programs(tmp_path):
+def test_a_folder_of_all_sizes_makes_few_programs(tmp_path, no_programs_on_disk):
     """Counted where jax compiles: at most eight a direction for images of 200 to 3000 pixels."""
     config = MICRO_MODEL | dict(codec=MICRO_MODEL["codec"] | dict(rates=3))
     save_model(tmp_path / "model", config, random_params(param_shapes(build(config)), seed=0))

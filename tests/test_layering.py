@@ -69,7 +69,7 @@ ROOMS = {
     ],
     # what people use
     "onedc_jax.transcode": ["errors", "images", "coding.stream"],
-    "onedc_jax.export": ["models.*", "coding.codec", "coding.stream"],
+    "onedc_jax.export": ["models.*", "coding.codec", "coding.networks", "coding.stream"],
     "onedc_jax.cli": ["*"],
     "onedc_jax.cli.*": ["*"],
     "onedc_jax": [],

@@ -17,7 +17,6 @@ from onedc_jax.coding import search, stream
 from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
 from onedc_jax.coding.networks import Networks
 from onedc_jax.coding.path import FloatPath, IntegerPath, knob_place
-from onedc_jax.coding.windows import SHAPES, cover
 from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.models import integer
 from onedc_jax.models.folding import folded
@@ -150,10 +149,10 @@ class Codec:
         allowed.
         """
         content = self._unpack(data, allow_truncated)
-        shape, _ = cover(*content.z.shape, SHAPES, 0)
+        shape, _ = self.networks.cover(*content.z.shape)
         # The decoder's program is made ready while the entropy coder, on one core, is at work.
         with ThreadPoolExecutor(1) as beside:
-            program = beside.submit(self.networks.reconstruction(shape), None)
+            program = beside.submit(self.networks.reconstruction, shape)
             latents = self._latents(content)
             program.result()
         return self.reconstruct(latents)[: content.header.height, : content.header.width]

@@ -51,11 +51,11 @@ class Networks:
         height, width = image.shape[:2]
         image = np.pad(image, ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0)), mode="edge")
         rows, columns = (side // BLOCK for side in image.shape[:2])
-        shape, windows = cover(rows, columns, SHAPES, _HALO)
+        shape, windows = self.cover(rows, columns)
         inputs = lambda window: (cut(image, window, shape, BLOCK),)
         y = np.empty((4 * rows, 4 * columns, self.model.codec.channels), np.float32)
         z_indices = np.empty((rows, columns), np.int32)
-        tiles = self._tiles(self.analysis(shape), windows, inputs)
+        tiles = self._tiles(partial(self.analysis, shape), windows, inputs)
         for window, (y_tile, tokens) in zip(windows, tiles, strict=True):
             paste(y, y_tile[0], window, 4)
             paste(z_indices, tokens[0], window, 1)
@@ -76,18 +76,25 @@ class Networks:
 
         `place` is as in `gained`, and None where there is no knob.
         """
-        shape, windows = cover(*z_indices.shape, SHAPES, _HALO)
+        shape, windows = self.cover(*z_indices.shape)
 
         def inputs(window: Window) -> tuple:
             return cut(y_hat, window, shape, 4), cut(z_indices, window, shape, 1), place
 
-        tiles = self._tiles(self.reconstruction(shape), windows, inputs)
+        tiles = self._tiles(partial(self.reconstruction, shape), windows, inputs)
         return joined(windows, lambda window: next(tiles)[0])
+
+    def cover(self, rows: int, columns: int) -> tuple[tuple[int, int], list[Window]]:
+        """The arrays' shape and the windows over an image of so many blocks."""
+        return cover(rows, columns, SHAPES, _HALO)
 
     def _tiles(
         self, program: Callable, windows: list[Window], inputs: Callable[[Window], tuple]
     ) -> Iterator[Any]:
-        """What a program makes of the inputs of each window, in turn, as NumPy arrays."""
+        """What a program makes of the inputs of each window, in turn, as NumPy arrays.
+
+        `program(statistics)` is that of `analysis` or `reconstruction`.
+        """
 
         def run(window: Window, statistics: list | None) -> tuple:
             sizes = np.array([window.size], np.int32)
@@ -105,15 +112,19 @@ class Networks:
         for window in windows:
             yield jax.device_get(run(window, statistics)[0])
 
-    def analysis(self, shape: tuple[int, int]) -> Callable:
-        """The encoder's program for arrays of so many blocks, by the statistics that it is given.
+    def analysis(
+        self, shape: tuple[int, int], statistics: list | None = None
+    ) -> jax.stages.Compiled:
+        """The encoder's program for arrays of so many blocks, and such statistics.
 
         The program: (params, pixels, sizes, statistics) -> ((y, tokens), its own statistics).
         """
         image = jax.ShapeDtypeStruct((1, *(BLOCK * side for side in shape), 3), jnp.uint8)
-        return partial(self._program, self._analyse, shape, image)
+        return self._program(self._analyse, shape, statistics, image)
 
-    def reconstruction(self, shape: tuple[int, int]) -> Callable:
+    def reconstruction(
+        self, shape: tuple[int, int], statistics: list | None = None
+    ) -> jax.stages.Compiled:
         """The decoder's, likewise.
 
         The program: (params, y_hat, tokens, place, sizes, statistics) -> (pixels, statistics).
@@ -122,11 +133,10 @@ class Networks:
         y_hat = jax.ShapeDtypeStruct(y_shape, jnp.float32)
         z_indices = jax.ShapeDtypeStruct((1, *shape), jnp.int32)
         place = jax.ShapeDtypeStruct((1,), jnp.float32) if self.has_knob else None
-        return partial(self._program, self._reconstruct, shape, y_hat, z_indices, place)
+        return self._program(self._reconstruct, shape, statistics, y_hat, z_indices, place)
 
-    def _program(self, function: Callable, shape, *args) -> jax.stages.Compiled:
-        """A network's program; the last of `args` are the statistics, None for its own."""
-        *inputs, statistics = args
+    def _program(self, function: Callable, shape, statistics, *inputs) -> jax.stages.Compiled:
+        """A network's program for such inputs; without statistics it takes its own."""
         key = function.__name__, shape, statistics is None
         sizes = jax.ShapeDtypeStruct((1, 2), jnp.int32)
         arguments = self.params, *inputs, sizes, statistics
@@ -143,11 +153,16 @@ class Networks:
         latents, seen = (y_hat, z_indices, place), []
         with within(sizes, z_indices.shape[1:], seen, statistics):
             image = self.model.apply({"params": params}, *latents, method=OneDC.reconstruct)
-        return jnp.round((image + 1) * 127.5).astype(jnp.uint8), seen
+        return to_uint8(image), seen
 
     def _gain(self, knob, ones: Array, place: Array) -> Array:
         params = {"params": {"codec": {"knob": knob}}}
         return self.model.apply(params, ones, place, method=OneDC.gained)
+
+
+def to_uint8(image: Array) -> Array:
+    """Float in [-1, 1] -> uint8."""
+    return jnp.round((image + 1) * 127.5).astype(jnp.uint8)
 
 
 def _mean(statistics: list[list[tuple]], sizes: list[tuple[int, int]]) -> list[tuple]:

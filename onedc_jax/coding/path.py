@@ -85,13 +85,14 @@ class Path:
         y_hat = np.zeros((height, width, self.channels), self.number)
         means = np.empty((height, width, self.channels // 4), self.number)
         levels = np.empty(means.shape, np.uint8)
+        tokens = [cut(z_indices, window, shape, 1) for window in windows]
         contexts: list[Any] = [cut(y_hat, window, shape, _SCALE) for window in windows]
         for k in range(STEPS):
             for i, window in enumerate(windows):
-                tokens = cut(z_indices, window, shape, 1)
                 known = cut(y_hat, window, shape, _SCALE)
                 sizes = np.array([window.size], np.int32)
-                mean, level, contexts[i] = self._step(k, tokens, known, contexts[i], sizes, rate)
+                found = self._step(k, tokens[i], known, contexts[i], sizes, rate)
+                mean, level, contexts[i] = found
                 paste(means, np.asarray(mean)[0], window, _SCALE)
                 paste(levels, np.asarray(level)[0], window, _SCALE)
             mean, level = (x.reshape(-1, x.shape[-1]) for x in (means, levels))
@@ -143,7 +144,6 @@ class IntegerPath(Path):
     """In integers, see `models/integer.py`, on whatever device the rest runs on."""
 
     arithmetic: ClassVar = Arithmetic.INTEGER
-
     number: ClassVar = np.int32
 
     entropy: Any  # the model's part of this name
@@ -218,10 +218,9 @@ class FloatPath(Path):
     """On the CPU in float32."""
 
     arithmetic: ClassVar = Arithmetic.FLOAT32_CPU
-
-    model: OneDC
     number: ClassVar = np.float32
 
+    model: OneDC
     params: Any  # of integer.PARTS alone
     fingerprint: int
 

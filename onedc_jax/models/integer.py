@@ -250,14 +250,14 @@ def check(entropy: Params, network: Params) -> None:
     `network` is the same in float: {"hyper_synthesis", "prior", ..}, with "knob" where it has one.
     Raises ModelError with the first layer for which the proof fails.
     """
-    wanted = PARTS & network.keys()
-    if entropy.keys() != wanted:
+    parts = PARTS & network.keys()
+    if entropy.keys() != parts:
         held = ", ".join(sorted(entropy))
-        raise ModelError(f"entropy: holds {held}, but the model needs {', '.join(sorted(wanted))}")
-    if "knob" in wanted:
+        raise ModelError(f"entropy: holds {held}, but the model needs {', '.join(sorted(parts))}")
+    if "knob" in parts:
         _check_knob(entropy["knob"], network["knob"]["bias"].shape[-1])
     own = dict(layers(entropy))
-    wanted = dict(layers({part: network[part] for part in entropy}))
+    wanted = dict(layers({part: network[part] for part in parts}))
     for path in sorted(own.keys() ^ wanted.keys()):
         raise ModelError(f"entropy/{path}: only one of the model's float and integer parts has it")
     for path, layer in own.items():
