@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 
 # Looked up when first asked for, so that importing the package does not import jax.
 _HOMES = {
-    "load": "onedc_jax.coding.codec",
+    "load": "onedc_jax.coding.loading",
     "OneDCError": "onedc_jax.errors",
     "StreamError": "onedc_jax.errors",
     "ModelError": "onedc_jax.errors",

@@ -9,7 +9,7 @@ import numpy as np
 from pictures import photo
 
 from onedc_jax import cli
-from onedc_jax.coding.codec import load
+from onedc_jax.coding.loading import load
 
 ROOT = Path(__file__).parent.parent
 

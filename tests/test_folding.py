@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from conftest import MICRO_MODEL
 
-from onedc_jax.models.folding import folded
+from onedc_jax.models.folding import fold, folded
 from onedc_jax.models.init import random_params
 from onedc_jax.models.onedc import OneDC, build, param_shapes
 
@@ -17,7 +17,7 @@ def test_adaptation_and_time_are_in_the_weights():
     params = random_params(param_shapes(model), seed=0)
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype("f4"), params)
-    after, weights = folded(model, params)
+    after, weights = folded(model), fold(model, params)
     names = str(jax.tree.structure(weights))
     assert "lora" in str(jax.tree.structure(params))
     assert not any(name in names for name in ("lora", "time_emb"))

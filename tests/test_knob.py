@@ -13,7 +13,7 @@ from onedc_jax import quantization
 from onedc_jax.checkpoint import save_model
 from onedc_jax.cli import main
 from onedc_jax.coding import search, stream
-from onedc_jax.coding.codec import load
+from onedc_jax.coding.loading import load
 from onedc_jax.coding.path import IntegerPath
 from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.images import write

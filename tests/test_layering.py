@@ -39,7 +39,10 @@ ROOMS = {
     ],
     "onedc_jax.quantization": ["errors", "models.*"],
     # integers and bytes; only the codec knows a network
-    "onedc_jax.coding.codec": ["errors", "models.*", "checkpoint", "coding.*"],
+    "onedc_jax.kept": [],
+    "onedc_jax.coding.codec": ["errors", "models.*", "coding.*"],
+    "onedc_jax.coding.loading": ["errors", "models.*", "checkpoint", "kept", "coding.*"],
+    "onedc_jax.coding.programs": ["kept"],
     "onedc_jax.coding.networks": ["models.*", "coding.programs", "coding.windows"],
     "onedc_jax.coding.path": [
         *("errors", "models.*", "checkpoint"),
@@ -63,7 +66,7 @@ ROOMS = {
     "onedc_jax.evaluation.codecs": ["errors", "checkpoint", "coding.codec"],
     "onedc_jax.evaluation.rate": ["errors"],
     "onedc_jax.evaluation.plots": ["errors", "evaluation.rate"],
-    "onedc_jax.evaluation.checkpoints": ["errors", "metrics", "coding.codec", "evaluation.*"],
+    "onedc_jax.evaluation.checkpoints": ["errors", "metrics", "coding.*", "evaluation.*"],
     "onedc_jax.evaluation.*": [
         *("errors", "images", "folders", "log", "metrics", "evaluation.*"),
     ],

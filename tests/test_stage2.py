@@ -11,7 +11,7 @@ from conftest import LOCAL, MICRO_MODEL
 from recipes import recipe_file
 
 from onedc_jax.checkpoint import load_model, save_model
-from onedc_jax.coding.codec import load
+from onedc_jax.coding.loading import load
 from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.clip import TextEncoder
 from onedc_jax.models.init import random_params

@@ -48,7 +48,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from onedc_jax import checkpoint, images
-    from onedc_jax.coding.codec import load
+    from onedc_jax.coding.loading import load
     from onedc_jax.coding.path import IntegerPath
     from onedc_jax.compilation import enable_compilation_cache
     from onedc_jax.quantization import Calibration

@@ -7,20 +7,17 @@ reconstruction, may run anywhere and in any precision.
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import jax
 import numpy as np
 
-from onedc_jax.checkpoint import check_tree, is_sealed, load_model, resolve
 from onedc_jax.coding import search, stream
 from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
 from onedc_jax.coding.networks import Networks
 from onedc_jax.coding.path import FloatPath, IntegerPath, knob_place
 from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.models import integer
-from onedc_jax.models.folding import folded
-from onedc_jax.models.onedc import OneDC, build, param_shapes
+from onedc_jax.models.onedc import OneDC
 
 QUALITY = 50.0
 """The default quality, of 0 to 100, of models with a knob."""
@@ -44,7 +41,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class Codec:
-    """A model ready to encode and decode; make one with `load`.
+    """A model ready to encode and decode; `coding/loading.py` makes one.
 
     An image is put in one of a few sizes of arrays, or covered by windows, see `networks.py`;
     programs are compiled at the first image of each.
@@ -219,43 +216,3 @@ class Codec:
         others = jax.local_devices()[1:]
         copy = lambda d: replace(self, networks=self.networks.on(d), path=self.path.on(d))
         return [self, *map(copy, others)]
-
-
-def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Codec:
-    """A codec from an embedded preset's name or the path of a model directory or training run.
-
-    Its streams are exact on every device if the model has integers (`onedc quantize` makes them).
-    A model without, or any with `arithmetic` "float", takes float32 on the CPU instead: its streams
-    are for one kind of machine, and for research.
-
-    Raises ModelError, in one line, where there is no model or its weights do not fit its
-    configuration.
-    """
-    if arithmetic not in ("integer", "float"):
-        raise ValueError(f'arithmetic must be "integer" or "float", not {arithmetic!r}')
-    path = resolve(name_or_path)
-    config, params = load_model(path)
-    try:
-        model = build(config)
-    except TypeError as error:
-        raise ModelError(
-            f"{path / 'model.json'}: not a configuration of this version ({error})"
-        ) from error
-    missing = {"vae", "codec", "generator"} - set(params)
-    if missing:
-        raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(sorted(missing))}")
-    sealed = is_sealed(path, params)
-    entropy = params.pop("entropy", None)
-    if not sealed:
-        check_tree(params, param_shapes(model))
-    if entropy is not None:
-        integer.check(entropy, params["codec"])
-    params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-    if arithmetic == "integer" and entropy is not None:
-        entropy_path = IntegerPath.of(entropy)
-    else:
-        entropy_path = FloatPath.of(model, params)
-    model, params = folded(model, params)
-    # On a device for good: programs are compiled for the one that their arrays are on.
-    params = jax.device_put(params, jax.local_devices()[0])
-    return Codec(str(name_or_path), Networks(model, params), entropy_path)

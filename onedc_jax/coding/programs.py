@@ -1,16 +1,13 @@
 """Compiled programs, kept from one run to the next.
 
 jax's own compilation cache spares compiling; these are loaded ready to run, and nothing is traced
-either, which takes as long. They are kept where that cache is (`jax_compilation_cache_dir`), or
-nowhere if there is none. As in it, whoever may write there may run code.
+either, which takes as long.
 """
 
 import functools
-import hashlib
 import os
 import pickle
 import platform
-import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -20,6 +17,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import serialize_executable
+
+from onedc_jax import kept
 
 
 class Programs:
@@ -54,7 +53,7 @@ def ready(function: Callable, of: str, *args) -> jax.stages.Compiled:
         with suppress(Exception):  # a full disk, a device that cannot: it only takes longer then
             data = pickle.dumps(serialize_executable.serialize(compiled))
             _try(_read(data, device), args)
-            _write(file, data)
+            kept.write(file, data)
     return compiled
 
 
@@ -88,24 +87,16 @@ def _try(program: jax.stages.Compiled, args: tuple) -> None:
 
 def _file(name: str, of: str, args: tuple, device: jax.Device) -> Path | None:
     """Where a program is kept, or None."""
-    folder = jax.config.jax_compilation_cache_dir
-    if not folder or not os.path.isdir(folder):  # a bucket's address is no folder
-        return None
     leaves, tree = jax.tree.flatten(args)
     shapes = [(x.shape, str(x.dtype)) for x in leaves]
     where = f"{device} {device.device_kind} {device.client.platform_version}"
-    digest = hashlib.sha256("\n".join((of, str(tree), str(shapes), where, *_here())).encode())
-    return Path(folder, f"onedc-{name}-{digest.hexdigest()[:32]}")
+    return kept.file(name, of, str(tree), str(shapes), where, *_here())
 
 
-@functools.cache
 def _here() -> tuple[str, ...]:
     """What programs differ by: this package's code, jax, the processor, the flags."""
-    code = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.parent.rglob("*.py")):
-        code.update(file.read_bytes())
     return (
-        code.hexdigest(),
+        kept.code(),
         jax.__version__,
         _processor(),
         os.environ.get("XLA_FLAGS", ""),
@@ -113,6 +104,7 @@ def _here() -> tuple[str, ...]:
     )
 
 
+@functools.cache
 def _processor() -> str:
     """The processor with all that it can do, as far as the system says."""
     with suppress(OSError):
@@ -120,11 +112,3 @@ def _processor() -> str:
         wanted = ("model name", "flags", "Features", "CPU part")
         return "\n".join(line for line in lines if line.startswith(wanted))
     return f"{platform.machine()} {platform.processor()}"
-
-
-def _write(file: Path, data: bytes) -> None:
-    """A file appears whole or not at all."""
-    handle, scratch = tempfile.mkstemp(prefix=".onedc-", dir=file.parent)
-    with os.fdopen(handle, "wb") as out:
-        out.write(data)
-    os.replace(scratch, file)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from onedc_jax import metrics as measures
-from onedc_jax.coding.codec import Codec, load
+from onedc_jax.coding.codec import Codec
+from onedc_jax.coding.loading import load
 from onedc_jax.errors import OneDCError
 from onedc_jax.evaluation import results
 from onedc_jax.evaluation.distances import Distances

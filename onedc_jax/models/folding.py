@@ -18,12 +18,22 @@ from onedc_jax.models.unet import ANALYSIS_TIMESTEP
 Params = Mapping[str, Any]
 
 
-def folded(model: OneDC, params: Params) -> tuple[OneDC, dict[str, Any]]:
-    """The model without adaptation and time embeddings, and parameters that compute the same.
+def folded(model: OneDC) -> OneDC:
+    """The model without adaptation and time embeddings, for parameters from `fold`."""
+    unet = dict(model.generator.unet) | {"rank": 0, "timed": False}
+    analysis_unet = dict(model.codec.analysis_unet or {}) | {"timed": False}
+    return model.clone(
+        codec=model.codec.clone(analysis_unet=analysis_unet),
+        generator=model.generator.clone(unet=unet),
+    )
 
-    `params` are those of `model`, {"vae", "codec", "generator"}; what stays as it is is not copied.
+
+def fold(model: OneDC, params: Params) -> dict[str, Any]:
+    """Parameters with which `folded(model)` computes what `model` does with `params`.
+
+    `params` are {"vae", "codec", "generator"}; what stays as it is is not copied.
     """
-    unet = dict(model.generator.unet)
+    unet = model.generator.unet
     generator, codec = dict(params["generator"]), dict(params["codec"])
     adapted = generator["unet"]
     if unet.get("rank"):
@@ -31,12 +41,7 @@ def folded(model: OneDC, params: Params) -> tuple[OneDC, dict[str, Any]]:
     generator["unet"] = _at(adapted, model.generator.timestep)
     analysis = codec["analysis"]
     codec["analysis"] = analysis | {"unet": _at(analysis["unet"], ANALYSIS_TIMESTEP)}
-    analysis_unet = dict(model.codec.analysis_unet or {}) | {"timed": False}
-    model = model.clone(
-        codec=model.codec.clone(analysis_unet=analysis_unet),
-        generator=model.generator.clone(unet=unet | {"rank": 0, "timed": False}),
-    )
-    return model, {**params, "generator": generator, "codec": codec}
+    return {**params, "generator": generator, "codec": codec}
 
 
 def _at(unet: Params, timestep: int) -> dict[str, Any]:

@@ -1,0 +1,80 @@
+"""Files kept from one run to the next: programs ready to run, weights ready for them.
+
+They lie where jax's compilation cache is (`jax_compilation_cache_dir`), or nowhere if there is
+none. As in it, whoever may write there may run code.
+"""
+
+import functools
+import hashlib
+import os
+import pickle
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import jax
+
+_LARGEST = 1 << 27  # bytes; reading more than that takes longer than making it ready
+_FOLDERS = 8  # of a kind that files are kept of; the oldest give way
+
+
+def file(name: str, *of: str) -> Path | None:
+    """Where something is kept that depends on `of`; None where nothing can be."""
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder or not os.path.isdir(folder):  # a bucket's address is no folder
+        return None
+    return Path(folder, f"onedc-{name}-{_digest(*of)}")
+
+
+def write(file: Path, data: bytes) -> None:
+    """A file appears whole or not at all."""
+    handle, scratch = tempfile.mkstemp(prefix=".onedc-", dir=file.parent)
+    with os.fdopen(handle, "wb") as out:
+        out.write(data)
+    os.replace(scratch, file)
+
+
+def of_folder(kind: str, folder: Path, make: Callable[[], Any]) -> Any:
+    """The tree of arrays that `make` makes of a folder's files, anew where one has changed."""
+    place = file(kind, str(folder.absolute()))
+    if place is None:
+        return make()
+    state = _digest(code(), *map(str, _files(folder)))
+    with suppress(Exception), place.open("rb") as stored:  # none yet, or not readable: made anew
+        if pickle.load(stored) == state:
+            return pickle.load(stored)
+    made = make()
+    if sum(x.nbytes for x in jax.tree.leaves(made)) <= _LARGEST:
+        with suppress(OSError):  # a full disk: it only takes longer the next time
+            write(place, pickle.dumps(state) + pickle.dumps(made))
+            for old in sorted(place.parent.glob(f"onedc-{kind}-*"), key=_age)[_FOLDERS:]:
+                old.unlink()
+    return made
+
+
+@functools.cache
+def code() -> str:
+    """A digest of this package's code."""
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[tuple]:
+    """The files below a folder by name, size and the time of their last change."""
+    found = []
+    for path in sorted(folder.rglob("*")):
+        state = path.stat()
+        found.append((str(path.relative_to(folder)), state.st_size, state.st_mtime_ns))
+    return found
+
+
+def _age(path: Path) -> float:
+    return -path.stat().st_mtime
+
+
+def _digest(*of: str) -> str:
+    return hashlib.sha256("\n".join(of).encode()).hexdigest()[:32]

@@ -1,0 +1,77 @@
+"""What is kept from one run to the next is what would be made anew."""
+
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from onedc_jax import kept
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """An empty cache of jax's for one test."""
+    before = jax.config.jax_compilation_cache_dir
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    yield folder
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture
+def source(tmp_path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"abc")
+    return folder
+
+
+def made(source: Path, calls: list) -> dict:
+    calls.append(source)
+    return {"a": np.frombuffer((source / "a").read_bytes(), np.uint8), "none": None}
+
+
+def test_a_folder_is_read_once_until_it_changes(cache, source):
+    calls = []
+    read = partial(kept.of_folder, "x", source, partial(made, source, calls))
+    for _ in range(3):
+        found = read()
+        assert bytes(found["a"]) == b"abc" and found["none"] is None
+    assert len(calls) == 1
+    (source / "a").write_bytes(b"abd")
+    assert bytes(read()["a"]) == b"abd" and len(calls) == 2
+    (source / "b").touch()
+    assert bytes(read()["a"]) == b"abd" and len(calls) == 3
+
+
+def test_what_cannot_be_read_back_is_made_anew(cache, source):
+    calls = []
+    read = partial(kept.of_folder, "x", source, partial(made, source, calls))
+    read()
+    (file,) = cache.iterdir()
+    for damage in (b"", b"no pickle", file.read_bytes()[:-9]):
+        file.write_bytes(damage)
+        assert bytes(read()["a"]) == b"abc"
+    assert len(calls) == 4
+
+
+def test_few_folders_and_no_large_ones_are_kept(cache, source, monkeypatch):
+    for name in range(12):
+        folder = source / str(name)
+        folder.mkdir()
+        kept.of_folder("x", folder, lambda: np.zeros(3))
+    assert len(list(cache.iterdir())) == 8
+    monkeypatch.setattr(kept, "_LARGEST", 1)
+    kept.of_folder("y", source, lambda: np.zeros(3))
+    assert not list(cache.glob("*y*"))
+
+
+def test_without_a_cache_nothing_is_kept(cache, source):
+    jax.config.update("jax_compilation_cache_dir", None)
+    calls = []
+    for _ in range(2):
+        kept.of_folder("x", source, partial(made, source, calls))
+    assert len(calls) == 2 and not list(cache.iterdir())
