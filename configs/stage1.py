@@ -35,6 +35,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         latent=0.0,  # weight of the mean squared distance between x0 and the VAE's latent
         y_gain=1.0,  # how much larger than its random kernels make it y begins
         whiteness=0.0,  # weight of the term that keeps all tokens in use
+        alone=0.0,  # chance of an image to be made from its tokens alone, without y
         # λ, and the steps until it is reached. With several model.codec.rates (a quality knob) each
         # image has a rate of its own, and λ is `span` times as large at the lowest one.
         rate=dict(weight=1.8, ramp=4_000, span=1.0),

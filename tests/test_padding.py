@@ -14,11 +14,12 @@ from onedc_jax.models.padding import within
 # All that looks beyond a pixel: norms over the whole image, attention everywhere, windows.
 GLOBAL = dict(norm_groups=4, norm_local=False)
 EVERYTHING = dict(
-    vae=MICRO_MODEL["vae"] | GLOBAL | dict(window=5, thumbnail=True),
+    vae=MICRO_MODEL["vae"] | GLOBAL | dict(window=5, thumbnail=True, transform=True),
     codec=MICRO_MODEL["codec"]
     | GLOBAL
     | dict(
         attention=True,
+        transform=MICRO_MODEL["vae"]["latent_channels"],
         analysis_unet=MICRO_MODEL["codec"]["analysis_unet"]
         | dict(attention=(True,) * 3, mid_attention=True),
     ),
@@ -64,7 +65,7 @@ def analyse(model: OneDC, image):
 
 def decode(model: OneDC, y_hat, z_indices):
     out = model.codec.synthesise(y_hat, z_indices)
-    return (model.generate(out["x_hat"], out["tokens"])["decoded"],)
+    return (model.generate(out["x_hat"], out["tokens"], out["base"])["decoded"],)
 
 
 def assert_alone(model, method, images: list[tuple]):

@@ -18,6 +18,7 @@ from onedc_jax.models.layers import (
     ResnetBlock,
     parameter,
     pixel_shuffle,
+    pixel_unshuffle,
 )
 from onedc_jax.models.prior import Prior
 from onedc_jax.models.quantize import codes_to_indices, fsq, indices_to_codes
@@ -35,6 +36,7 @@ class Analysis(nn.Module):
     fused_features: int
     unet: Mapping[str, Any]
     attention: bool
+    transform: bool
     norm: Any
     dtype: str
 
@@ -55,7 +57,11 @@ class Analysis(nn.Module):
             y = AttnBlock(self.norm, self.dtype, name="trans_coding_1")(y)
         y = resnet(name="trans_coding_2")(y)
         y = DepthConvBlock(self.internal, self.dtype, name="trans_coding_3")(y)
-        return DepthConvBlock(self.channels, self.dtype, name="trans_coding_4")(y), semantics
+        y = DepthConvBlock(self.channels, self.dtype, name="trans_coding_4")(y)
+        if self.transform:
+            blocks = pixel_unshuffle(image.astype(jnp.float32), 16)
+            y += Conv(self.channels, bias=False, name="block_transform")(blocks)
+        return y, semantics
 
 
 class SemanticAdaptor(nn.Module):
@@ -154,6 +160,7 @@ class Codec(nn.Module):
     analysis_unet: Mapping[str, Any] = None
     attention: bool = True
     rates: int = 1
+    transform: int = 0  # the latent's channels, where y begins as a block transform of the image
     norm_groups: int = 32
     norm_local: bool = False
     remat: str = ""  # what training recomputes of the analysis U-Net, see `layers.recomputed`
@@ -171,6 +178,7 @@ class Codec(nn.Module):
             self.fused_features,
             unet | dict(self.analysis_unet or {}),
             self.attention,
+            self.transform > 0,
             norm,
             self.dtype,
         )
@@ -179,6 +187,8 @@ class Codec(nn.Module):
         self.prior = Prior(self.channels, self.dtype)
         self.adaptor = SemanticAdaptor(self.semantic, norm, self.dtype)
         self.synthesis = Synthesis(self.internal, self.features, norm, self.dtype)
+        if self.transform:
+            self.block_inverse = Conv(4 * self.transform, bias=False)
 
     def analyse(self, image: Array, latent: Array) -> dict[str, Array]:
         """Image [B, H, W, 3], scaled latent [B, H/8, W/8, L] -> y, sem, z, z_hat, z_indices."""
@@ -206,7 +216,16 @@ class Codec(nn.Module):
         """y_hat [B, H/16, W/16, C], tokens' indices -> tokens, x_hat [B, H/8, W/8, features]."""
         _, z_semantic = self.hyper_synthesis(indices_to_codes(z_indices))
         tokens = self.adaptor(z_semantic)
-        return dict(tokens=tokens, x_hat=self.synthesis(y_hat * self.at_rate(rate)[1], tokens))
+        y_hat = y_hat * self.at_rate(rate)[1]
+        return dict(tokens=tokens, x_hat=self.synthesis(y_hat, tokens), base=self.base(y_hat))
+
+    def base(self, y_hat: Array) -> Array | float:
+        """What y_hat says of the latent by itself, [B, H/8, W/8, L]; 0 without `transform`."""
+        return (
+            0.0
+            if not self.transform
+            else pixel_shuffle(self.block_inverse(y_hat.astype(jnp.float32)))
+        )
 
     def synthesise_z_only(self, z_indices: Array, rate: Array | None = None) -> dict[str, Array]:
         """The same from the tokens alone; y_hat is the prior's mean (the paper's lowest rate)."""
@@ -214,15 +233,25 @@ class Codec(nn.Module):
         y_hat = self.prior.mean_only(features + self.at_rate(rate)[2])
         return self.synthesise(y_hat, z_indices, rate) | dict(y_hat=y_hat)
 
-    def __call__(self, image: Array, latent: Array, rate: Array | None = None) -> dict[str, Array]:
-        """Everything from the image to x_hat, with straight-through gradients, by name."""
+    def __call__(
+        self,
+        image: Array,
+        latent: Array,
+        rate: Array | None = None,
+        alone: Array | None = None,
+    ) -> dict[str, Array]:
+        """Everything from the image to x_hat, with straight-through gradients, by name.
+
+        `alone` is as in `Prior.__call__`.
+        """
         gain, inverse, bias = self.at_rate(rate)
         out = self.analyse(image, latent)
         features, z_semantic = self.hyper_synthesis(out["z_hat"])
-        out |= self.prior(out["y"] * gain, features + bias)
+        out |= self.prior(out["y"] * gain, features + bias, alone)
         tokens = self.adaptor(z_semantic)
-        x_hat = self.synthesis(out["y_hat"] * inverse, tokens)
-        return out | dict(features=features, z_semantic=z_semantic, tokens=tokens, x_hat=x_hat)
+        y_hat = out["y_hat"] * inverse
+        out |= dict(x_hat=self.synthesis(y_hat, tokens), base=self.base(y_hat))
+        return out | dict(features=features, z_semantic=z_semantic, tokens=tokens)
 
     def at_rate(self, rate: Array | None) -> tuple:
         """As `RateKnob`; a codec of one rate has a knob that does nothing."""

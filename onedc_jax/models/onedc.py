@@ -48,25 +48,34 @@ class OneDC(nn.Module):
     def reconstruct(self, y_hat: Array, z_indices: Array, rate: Array | None = None) -> Array:
         """The decoder's network: y_hat and tokens -> image, clipped to [-1, 1]."""
         out = self.codec.synthesise(y_hat, z_indices, rate)
-        return self.generate(out["x_hat"], out["tokens"])["image"]
+        return self.generate(out["x_hat"], out["tokens"], out["base"])["image"]
 
     def reconstruct_z_only(self, z_indices: Array, rate: Array | None = None) -> Array:
         """The same from the tokens alone, as at the paper's lowest rate."""
         out = self.codec.synthesise_z_only(z_indices, rate)
-        return self.generate(out["x_hat"], out["tokens"])["image"]
+        return self.generate(out["x_hat"], out["tokens"], out["base"])["image"]
 
-    def generate(self, x_hat: Array, tokens: Array) -> dict[str, Array]:
-        """One step of the generator and the VAE's decoder: eps, reduced, x0, decoded and image."""
+    def generate(self, x_hat: Array, tokens: Array, base: Array | float = 0.0) -> dict[str, Array]:
+        """One step of the generator and the VAE's decoder: eps, reduced, x0, decoded and image.
+
+        `base` is added to x0, see `Codec.base`.
+        """
         b, h, w, c = tokens.shape
         out = self.generator(x_hat, tokens.reshape(b, h * w, c))
+        out["x0"] += base
         decoded = self.vae.decode(out["x0"] / self.latent_scale)
         return out | dict(decoded=decoded, image=jnp.clip(decoded, -1.0, 1.0))
 
-    def __call__(self, image: Array, rate: Array | None = None) -> dict[str, Array]:
-        """The training pass: every intermediate by name, with straight-through gradients."""
+    def __call__(
+        self, image: Array, rate: Array | None = None, alone: Array | None = None
+    ) -> dict[str, Array]:
+        """The training pass: every intermediate by name, with straight-through gradients.
+
+        Images for which `alone`, boolean [B], is true are made from their tokens alone.
+        """
         latent = self.vae.encode(image).mean * self.latent_scale
-        out = self.codec(image, latent, rate)
-        return out | self.generate(out["x_hat"], out["tokens"]) | dict(latent=latent)
+        out = self.codec(image, latent, rate, alone)
+        return out | self.generate(out["x_hat"], out["tokens"], out["base"]) | dict(latent=latent)
 
 
 def build(config: Mapping[str, Any]) -> OneDC:

@@ -73,8 +73,10 @@ class Prior(nn.Module):
         scales, means = jnp.split(parameters.astype(jnp.float32), 2, axis=-1)
         return gather(means, k), gather(scales, k)
 
-    def __call__(self, y: Array, features: Array) -> dict[str, Array]:
+    def __call__(self, y: Array, features: Array, alone: Array | None = None) -> dict[str, Array]:
         """Quantises y step by step with straight-through gradients.
+
+        Of images for which `alone`, boolean [B], is true no symbols are sent, as in `mean_only`.
 
         Returns full-size float32 arrays: `residual` (y − mean), `symbols` (its rounding), `scales`,
         `y_hat`, and `parameters`.
@@ -85,6 +87,8 @@ class Prior(nn.Module):
             mean, scale = self.step(k, y_hat, parameters)
             r = gather(y, k) - mean
             q = ste_round(r)
+            if alone is not None:
+                q = jnp.where(alone[:, None, None, None], 0.0, q)
             y_hat += scatter(q + mean, k)
             residual += scatter(r, k)
             symbols += scatter(q, k)

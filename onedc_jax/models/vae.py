@@ -5,7 +5,8 @@ with its square. `patch` > 1 makes cheap full-resolution ends for small presets,
 levels: the encoder begins with patches of pixels as channels (pixel unshuffle), the decoder ends
 with nearest-neighbour upsampling before its last convolution (a pixel shuffle would leave a grid).
 With `thumbnail`, the first three latent channels begin as the image at an eighth of its size, and
-what they hold at the end is added to what is decoded: colours need not be learned.
+what they hold at the end is added to what is decoded: colours need not be learned. With `transform`
+all of them begin as the strongest coefficients of a block, see `transform.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ from onedc_jax.models.layers import (
     GroupNorm,
     UpsampleLinear,
     attention,
+    pixel_shuffle,
     pixel_unshuffle,
     recomputed,
     upsample_nearest,
@@ -30,6 +32,7 @@ from onedc_jax.models.unet import Resnet
 
 Array = jax.Array
 
+BLOCK = 8  # pixels along a side of what a latent stands for
 _THUMBNAIL_GAIN = 2.0  # about unit variance, as the other channels have
 
 
@@ -180,7 +183,9 @@ class VAE(nn.Module):
     latent_channels: int = 4
     window: int | None = 16
     patch: int = 1
+    encoder_widths: Sequence[int] = ()  # where they are not `widths`
     thumbnail: bool = False
+    transform: bool = False
     norm_groups: int = 32
     norm_local: bool = False
     remat: str = ""  # what training recomputes of each resnet, see `layers.recomputed`
@@ -192,12 +197,16 @@ class VAE(nn.Module):
         attend = None
         if self.window is not None:
             attend = partial(WindowAttention, self.window, norm, self.dtype)
-        shared = (self.widths, self.layers, norm, resnet, attend, self.dtype)
-        self.encoder = Encoder(2 * self.latent_channels, *shared)
-        self.decoder = Decoder(3, self.patch, *shared)
+        shared = (self.layers, norm, resnet, attend, self.dtype)
+        widths = self.encoder_widths or self.widths
+        self.encoder = Encoder(2 * self.latent_channels, widths, *shared)
+        self.decoder = Decoder(3, self.patch, self.widths, *shared)
         self.enlarge = UpsampleLinear(8)
         self.quant_conv = Conv(2 * self.latent_channels, dtype=self.dtype)
         self.post_quant_conv = Conv(self.latent_channels, dtype=self.dtype)
+        if self.transform:
+            self.block_transform = Conv(self.latent_channels, bias=False)
+            self.block_inverse = Conv(3 * BLOCK**2, bias=False)
 
     def encode(self, image: Array) -> Posterior:
         """Image float [B, H, W, 3] in [-1, 1], sides multiples of 8 -> posterior, float32."""
@@ -207,6 +216,8 @@ class VAE(nn.Module):
         if self.thumbnail:
             small = nn.avg_pool(image, (8, 8), (8, 8)).astype(jnp.float32)
             mean = mean.at[..., :3].add(_THUMBNAIL_GAIN * small)
+        if self.transform:
+            mean += self.block_transform(pixel_unshuffle(image.astype(jnp.float32), BLOCK))
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
     def decode(self, latent: Array) -> Array:
@@ -215,6 +226,8 @@ class VAE(nn.Module):
         if self.thumbnail:
             small = latent[..., :3].astype(jnp.float32) / _THUMBNAIL_GAIN
             image += self.enlarge(small)
+        if self.transform:
+            image += pixel_shuffle(self.block_inverse(latent.astype(jnp.float32)), BLOCK)
         return image
 
     def __call__(self, image: Array, key: Array) -> tuple[Array, Posterior]:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from onedc_jax.models import transform
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.vae import VAE
@@ -30,6 +31,8 @@ def make(config) -> Stage:
         key = jax.random.key(0)
         params = {"vae": jax.eval_shape(model.init, key, image, key)["params"]}
         params = random_params(params, config.seed)
+        if settings.get("transform"):
+            transform.begin_autoencoder(params["vae"])
         # The posterior begins narrow: noise as large as the latents would drown the image for long.
         params["vae"]["quant_conv"]["bias"][settings.get("latent_channels", 4) :] = -6.0
         trainable, frozen = partition(params, config.trainable)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onedc_jax.errors import OneDCError
+from onedc_jax.models import transform
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.onedc import OneDC, build, param_shapes
@@ -54,13 +55,15 @@ def make(config) -> Stage:
     def loss(params, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
         params, head = whole(params, frozen)
-        noise_key, shift_key, rate_key = jax.random.split(key, 3)
+        noise_key, shift_key, rate_key, alone_key = jax.random.split(key, 4)
         rate = losses.spread(rate_key, len(image))
-        out = model.apply({"params": params}, image, rate)
+        alone = jax.random.bernoulli(alone_key, config.alone, (len(image),))
+        out = model.apply({"params": params}, image, rate, alone if config.alone else None)
         decoded = out["decoded"]
         noise = jax.random.uniform(noise_key, out["residual"].shape, minval=-0.5, maxval=0.5)
         bits = training_bits(out["residual"], out["scales"], noise).sum((1, 2, 3))
-        bpp = bits / (image.shape[1] * image.shape[2])  # [B]
+        # Of images made from their tokens alone no y is sent.
+        bpp = jnp.where(alone, 0.0, bits) / (image.shape[1] * image.shape[2])  # [B]
         weight = losses.ramp(step, config.rate.weight, config.rate.ramp)
         if model.codec.rates > 1:
             weight *= config.rate.span ** (1.0 - rate)
@@ -116,9 +119,12 @@ def initial_params(
     both a generator and a U-Net to begin with.
     """
     params = random_params(param_shapes(model), seed)
-    last = params["codec"]["analysis"]["trans_coding_4"]
-    for name in {"dw_out", "dw_shortcut"} & last.keys():  # no shortcut where the widths agree
-        last[name]["kernel"] *= np.float32(y_gain)
+    if model.codec.transform:
+        transform.begin_codec(params["codec"], params["generator"], y_gain)
+    else:
+        last = params["codec"]["analysis"]["trans_coding_4"]
+        for name in {"dw_out", "dw_shortcut"} & last.keys():  # no shortcut where the widths agree
+            last[name]["kernel"] *= np.float32(y_gain)
     if "knob" in params["codec"]:
         knob = params["codec"]["knob"]
         gains = 0.5 * np.log(span) * np.linspace(-1.0, 0.0, len(knob["gain"]), dtype=np.float32)
