@@ -125,6 +125,20 @@ def test_tables_tell_means_and_savings(report):
     assert equals[0].startswith("codec,quality,metric,value,bpp,anchor") and len(equals) == 4
 
 
+def test_the_table_and_the_sheet_show_a_model_beside_what_is_nearest(report):
+    lines = (report[0] / "table.md").read_text().splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        ["| </script>", "8"],
+        ["| one", "16"],
+        ["| two", "32"],
+    ]
+    assert len({line.count("|") for line in lines}) == 1
+    with Image.open(report[0] / "sheet.jpg") as sheet:
+        # Three pictures of 20×24 in a row, 256 wide, and two rows of lines below them.
+        assert sheet.width == pytest.approx(3 * 256, abs=40)
+        assert sheet.height == pytest.approx(2 * 256 * 24 / 20, rel=0.2)
+
+
 def test_what_failed_or_lacks_is_summed_up(report, content):
     _, done, said = report
     assert len(done.failed) == 1 and "broken.png" in done.failed[0]

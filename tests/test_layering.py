@@ -63,7 +63,7 @@ ROOMS = {
     # how good it is
     "onedc_jax.evaluation.distances": ["errors", "metrics", "models.*"],
     "onedc_jax.evaluation.distributions": ["errors", "models.*", "checkpoint"],
-    "onedc_jax.evaluation.codecs": ["errors", "checkpoint", "coding.codec"],
+    "onedc_jax.evaluation.codecs": ["errors", "checkpoint", "coding.loading"],
     "onedc_jax.evaluation.rate": ["errors"],
     "onedc_jax.evaluation.plots": ["errors", "evaluation.rate"],
     "onedc_jax.evaluation.checkpoints": ["errors", "metrics", "coding.*", "evaluation.*"],

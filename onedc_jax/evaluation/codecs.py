@@ -12,7 +12,7 @@ import numpy as np
 
 import onedc_jax
 from onedc_jax import checkpoint
-from onedc_jax.coding import codec as onedc
+from onedc_jax.coding.loading import load
 from onedc_jax.errors import OneDCError
 
 Quality = float | str | None
@@ -70,7 +70,7 @@ class Model:
 
     def __init__(self, name_or_path: str | Path):
         """A preset or a folder, as `onedc_jax.load` takes it. Raises ModelError as it does."""
-        self._codec = onedc.load(name_or_path)
+        self._codec = load(name_or_path)
         self.name = str(name_or_path)
         # The fingerprint in a file leaves out the decoder; here any other weight matters as well,
         # and what the weights do may differ from one release of this package to the next.

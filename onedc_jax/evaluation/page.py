@@ -2,10 +2,10 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from onedc_jax.evaluation.rate import METRICS
+from onedc_jax.evaluation.rate import METRICS, nearest
 from onedc_jax.evaluation.results import label
 
 _TEMPLATE = Path(__file__).with_name("page.html")
@@ -35,11 +35,6 @@ def shown_rows(rows: Sequence[dict], models: Sequence[str]) -> list[dict]:
         of_codec = [row for row in rows if row["codec"] == codec]
         shown += [row for row in of_codec if any(row is nearest(of_codec, t) for t in targets)]
     return shown
-
-
-def nearest(rows: Iterable[dict], bpp: float) -> dict:
-    """The row or point whose rate is nearest, as a factor."""
-    return min(rows, key=lambda row: abs(math.log(row["bpp"] / bpp)))
 
 
 def page_data(
