@@ -60,6 +60,13 @@ def test_it_learns_and_leaves_what_it_should(whole):
         assert (whole / name).is_file()
 
 
+def test_a_rare_update_is_told_of_once_between_two_lines(tmp_path):
+    train(toy.recipe(rare=4, log_every=3, steps=9, checkpoint_every=9), tmp_path / "run")
+    lines = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    told = {line["step"]: {"loss", "rare"} & line.keys() for line in lines}
+    assert told == {1: {"rare"}, 3: {"loss"}, 5: {"rare"}, 6: {"loss"}, 9: {"loss", "rare"}}
+
+
 def test_parts_of_a_batch_add_up_to_the_whole(whole, tmp_path):
     train(toy.recipe(accumulate=4, steps=2), tmp_path / "run")
     # Without its noise, whose keys differ from part to part, the loss would be the very same.

@@ -46,8 +46,20 @@ def make(config) -> Stage:
     def export(state, frozen):
         return dict(toy=state.averaged)
 
-    update = gradient_update(loss, optimizer, config.ema, config.accumulate)
-    return Stage(init, dict(model=update), panel, export, {"toy": {}}, measure=measured(loss))
+    def rare(*args):
+        return 0.0 * loss(*args)[0], dict(rare=args[-1] + 1.0)
+
+    updates = dict(model=gradient_update(loss, optimizer, config.ema, config.accumulate))
+    due = lambda step, name: True
+    if config.rare:
+        updates = dict(rare=_without_step(gradient_update(rare, optimizer, 0.0, 1))) | updates
+        due = lambda step, name: name == "model" or step % config.rare == 0
+    return Stage(init, updates, panel, export, {"toy": {}}, due, measured(loss))
+
+
+def _without_step(update):
+    """An update that leaves the state as it is."""
+    return lambda state, *args: (state, update(state, *args)[1])
 
 
 def recipe(**changes):
@@ -60,6 +72,7 @@ def recipe(**changes):
         trainable=".*",
         model={},
         bad_step=-1,
+        rare=0,  # every so many steps there is a second update
         ema=0.9,
         lr=0.05,
         schedule="constant",

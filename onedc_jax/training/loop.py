@@ -102,7 +102,7 @@ class _Run:
         self._log = JsonLines(workdir / "metrics.jsonl", keep=lambda line: line["step"] <= start)
         self._board = TensorBoard(workdir / "tensorboard") if config.tensorboard else None
         self._pending = []  # (step, name of the update, its metrics), still on the device
-        self._latest = {}  # the last known metrics of each update
+        self._shown = {}  # the last known metrics, beside the progress bar
 
     def step(self, step: int, state, frozen, batch: dict):
         """Runs the updates that are due and returns the new state."""
@@ -123,20 +123,31 @@ class _Run:
 
     def check(self, state) -> None:
         """Fetches the metrics of the last step; OneDCError where they are not finite."""
+        told = {}
         for step, name, metrics in self._pending:
             metrics = jax.device_get(metrics)
             saving.check_finite(self._workdir, step, name, metrics, state)
-            self._latest[name] = {k: float(v) for k, v in metrics.items() if k != "finite"}
-            if step % self._config.log_every == 0 and name == self._pending[-1][1]:
-                self._write(step)
+            if self._tells(step, name):
+                told |= {k: float(v) for k, v in metrics.items() if k != "finite"}
+        if told:
+            self._write(self._pending[0][0], told)
         self._pending = []
 
-    def _write(self, step: int) -> None:
-        values = {k: v for metrics in self._latest.values() for k, v in metrics.items()}
+    def _tells(self, step: int, name: str) -> bool:
+        """Whether an update runs for the last time before the next step that is logged, or there.
+
+        So a rare one is told of too, and what is told depends on the step alone: a line never
+        repeats what an earlier step has found.
+        """
+        end = -(-step // self._config.log_every) * self._config.log_every
+        return not any(self._stage.due(later, name) for later in range(step, end))
+
+    def _write(self, step: int, values: dict[str, float]) -> None:
         self._log.write(step=step, time=round(time.time(), 1), **values, **self._meter.read())
         if self._board:
             self._board.scalars(step, values)
-        self._progress.set_postfix({k: f"{v:.4g}" for k, v in values.items()}, refresh=False)
+        self._shown |= {k: f"{v:.4g}" for k, v in values.items()}
+        self._progress.set_postfix(self._shown, refresh=False)
 
     def report(self, step: int, measured: dict, images: dict) -> None:
         """Writes what was measured on validation images, and a panel of pictures."""
