@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
+from orbax.checkpoint import multihost
 
 from onedc_jax.sharding import batch_sharding, replicated, shard_by_shape
 from onedc_jax.training.state import Stage
@@ -20,6 +21,9 @@ PEAKS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
 }
+
+
+_PATIENCE_MS = 3_600_000  # with processes that compile more slowly than this one
 
 
 class Programs:
@@ -54,6 +58,9 @@ class Programs:
             )
             with jax.set_mesh(self._mesh):
                 self._compiled[shapes] = program.lower(state, frozen, batch, key).compile()
+            # A collective waits half a minute for a process that is still compiling, on CPUs.
+            wait = multihost.get_barrier_sync_fn()
+            wait(key=f"compiled {shapes}", timeout_ms=_PATIENCE_MS)
             seconds = time.perf_counter() - start
             size = "×".join(map(str, batch["image"].shape))
             self._say(f"compiled the update of {name} for a batch of {size} in {seconds:.0f} s")
