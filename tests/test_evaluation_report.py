@@ -213,7 +213,7 @@ def test_a_model_s_version_is_that_of_all_its_weights(tiny_model, tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """Without LPIPS and DISTS, for which nothing is compiled then."""
-    monkeypatch.setattr(distances, "Distances", Distances)
+    monkeypatch.setattr(distances, "Distances", lambda nets, dists: Distances())
 
 
 @pytest.mark.usefixtures("quick")
@@ -240,6 +240,7 @@ def test_the_command_reports_and_sums_up(source, tmp_path, tiny_model, capsys):
         (["--anchor", "avif"], "avif: no such anchor"),
         (["--external", "missing.toml"], "missing.toml: No such file"),
         (["--inception", "missing"], "missing"),
+        (["--metrics", "vmaf"], "vmaf: no such metric"),
     ],
 )
 def test_what_cannot_be_is_refused(source, tmp_path, capsys, arguments, message):

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, count, quiet, say
+from onedc_jax.errors import OneDCError
 
 _EVAL = """\
 Codes images with models and with the codecs that everybody has, and writes a report: the numbers
@@ -29,6 +30,9 @@ A codec of your own is two commands in a small file:
   decode = "bpgdec -o {output} {input}"
   qualities = [51, 45, 38, 30]
 Both read and write PNG; "suffix", "version" and "timeout" (seconds) may follow."""
+
+
+_LEARNED = ["lpips_alex", "lpips_vgg", "dists"]
 
 
 def add(commands) -> None:
@@ -70,6 +74,14 @@ def add(commands) -> None:
         metavar="NAME",
         help="the codec that BD-rates are against (default: avif, else the first baseline)",
     )
+    child.add_argument(
+        "--metrics",
+        type=_names,
+        default=_LEARNED,
+        metavar="A,B",
+        help=f"of {', '.join(_LEARNED)}, or none, beside PSNR and MS-SSIM (default: all; all but "
+        "the first are slow on a CPU)",
+    )
     child.add_argument("--limit", type=count, metavar="N", help="the first N images only")
     child.add_argument(
         "--inception", type=Path, metavar="DIR", help="FID's network, by onedc convert-part"
@@ -88,17 +100,23 @@ def _eval(arguments: argparse.Namespace) -> int:
     from onedc_jax.evaluation.distances import Distances
     from onedc_jax.evaluation.report import Codecs, report
 
+    wanted = arguments.metrics
+    for name in wanted:
+        if name not in _LEARNED:
+            raise OneDCError(f"{name}: no such metric; there are {', '.join(_LEARNED)}")
     # What is wrong with the paths is said before a model is loaded.
     results.find(arguments.images)
     results.check_folder(arguments.out, arguments.images)
     enable_compilation_cache()
     codecs = Codecs.load(arguments.models, arguments.baselines, arguments.external)
     codecs.anchor(arguments.anchor)
+    nets = [name.removeprefix("lpips_") for name in wanted if name != "dists"]
+    distances = Distances(nets, dists="dists" in wanted)
     done = report(
         arguments.images,
         arguments.out,
         codecs,
-        Distances(),
+        distances,
         anchor=arguments.anchor,
         limit=arguments.limit,
         inception=arguments.inception,
