@@ -88,23 +88,30 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         panel_images=4,
     )
     if size == "tiny":
-        c.steps = 2_800
+        c.steps = 12_000
         c.batch_size = 4
         # From scratch, so everything but the encoder of the VAE; there is no LoRA.
-        c.trainable = r"codec/|generator/|vae/(decoder|post_quant_conv)/"
+        c.trainable = r"codec/|generator/|vae/(decoder|post_quant_conv|block_inverse)/"
         # No norms (see layers.GroupNorm), and nothing but the tokens' attention sees farther than a
         # kernel: a large image is coded as its crops were in training.
         plain = dict(norm_groups=0)
         c.model.vae = plain | dict(
-            widths=(16, 32, 48), layers=1, latent_channels=16, window=None, patch=2, thumbnail=True
+            widths=(16, 32, 48),
+            encoder_widths=(8, 16, 32),
+            layers=0,
+            latent_channels=32,
+            window=None,
+            patch=2,
+            transform=True,
         )
-        c.model.latent_scale = 2.0  # brings its latents to about unit variance
+        c.model.latent_scale = 1.0
         c.model.codec = plain | dict(
-            rates=1,  # 5 for a quality knob, once one rate is learned: docs/tiny.md
-            channels=32,
+            rates=5,
+            transform=True,
+            channels=48,
             internal=80,
             semantic=96,
-            features=48,
+            features=64,
             pixel_features=48,
             fused_features=48,
             analysis_unet=dict(
@@ -121,28 +128,29 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
             timestep=499,
             unet=plain
             | dict(
-                widths=(48, 80, 112, 112),
+                widths=(72, 112, 128, 128),
                 layers=1,
                 attention=(False, False, True, False),
                 heads=4,
-                out_channels=16,
+                out_channels=32,
             ),
         )
-        # Begins at about 1 bpp, where y says much, and is then pressed down.
-        c.y_gain, c.rate.weight, c.rate.ramp = 6.0, 0.4, 900
-        # With no teacher to learn meaning from, the tokens collapse to two within a hundred steps.
+        # Begins as a cosine transform at about 1 bpp, and is then pressed down.
+        c.y_gain, c.rate.weight, c.rate.ramp, c.rate.span = 3.3, 0.8, 600, 60.0
+        c.alone = 0.06
+        # With no teacher to learn meaning from, tokens collapse to two within a hundred steps.
         c.whiteness = 0.5
-        # From scratch: what the VAE's decoder expects is told to the generator directly as well.
-        c.latent = 0.3
+        # What the VAE's decoder expects is told to the generator directly as well.
+        c.latent = 0.05
         # For crops of 192 pixels, which are 6×6 of the teacher's tokens; 8 is for 256 pixels.
         c.distillation.head = dict(width=128, pairs=1, heads=4, window=6)
         c.dtype = "float32"
         c.lpips = dict(net="alex", pool="max")
-        # Before there is a picture, LPIPS alone is content with its textures; nor does it mind a
-        # shift of colour that an eye sees at once.
-        c.l1, c.coarse = 6.0, 4.0
-        c.ema = 0.998
-        c.lr, c.schedule, c.final_lr, c.warmup, c.clip = 6e-4, "cosine", 0.03, 50, 1.0
+        # LPIPS alone is content with its own textures, nor does it mind a shift of colour that an
+        # eye sees at once.
+        c.l1, c.coarse = 3.0, 2.0
+        c.ema = 0.999
+        c.lr, c.schedule, c.final_lr, c.warmup, c.clip = 1e-3, "cosine", 0.03, 50, 1.0
         c.data.crop, c.data.crops_per_image, c.data.threads, c.data.cache_gib = 192, 1, 1, 6.0
         c.data.scale, c.data.views, c.data.source_crop = (0.5, 1.0), (), 0
         # One low-diversity source weighs less; the photograph in examples/ is not trained on.

@@ -68,15 +68,15 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.batch_size = 16
         c.model.unet = dict(
             norm_groups=8,
-            widths=(48, 80, 112, 112),
+            widths=(72, 112, 128, 128),
             layers=1,
             attention=(False, False, True, False),
             heads=4,
-            out_channels=16,
+            out_channels=32,
         )
         c.model.text = dict(width=96, layers=2, heads=4, hidden=384)
         c.model.context = 96
-        c.model.latent_scale = 2.0
+        c.model.latent_scale = 1.0
         c.dtype = "float32"
         c.ema = 0.998
         c.lr, c.schedule, c.final_lr, c.warmup = 1e-3, "cosine", 0.05, 50

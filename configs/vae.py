@@ -54,15 +54,16 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         panel_images=8,
     )
     if size == "tiny":
-        c.steps = 600
+        c.steps = 400
         c.batch_size = 16
         c.model.vae = dict(
             widths=(16, 32, 48),
-            layers=1,
-            latent_channels=16,
+            encoder_widths=(8, 16, 32),
+            layers=0,
+            latent_channels=32,
             window=None,  # no attention
             patch=2,  # the first and last convolution work at half the resolution
-            thumbnail=True,  # colours and brightness are there from the first step
+            transform=True,  # there is a picture from the first step
             norm_groups=0,  # no norms: see layers.GroupNorm
         )
         c.dtype = "float32"

@@ -19,7 +19,7 @@ EVERYTHING = dict(
     | GLOBAL
     | dict(
         attention=True,
-        transform=MICRO_MODEL["vae"]["latent_channels"],
+        transform=True,
         analysis_unet=MICRO_MODEL["codec"]["analysis_unet"]
         | dict(attention=(True,) * 3, mid_attention=True),
     ),

@@ -15,7 +15,7 @@ LATENTS, CHANNELS = 32, 48
 MODEL = MICRO_MODEL | dict(
     latent_scale=1.0,
     vae=MICRO_MODEL["vae"] | dict(latent_channels=LATENTS, transform=True),
-    codec=MICRO_MODEL["codec"] | dict(rates=3, channels=CHANNELS, transform=LATENTS),
+    codec=MICRO_MODEL["codec"] | dict(rates=3, channels=CHANNELS, transform=True),
     generator=MICRO_MODEL["generator"]
     | dict(unet=MICRO_MODEL["generator"]["unet"] | dict(out_channels=LATENTS)),
 )
@@ -23,7 +23,8 @@ MODEL = MICRO_MODEL | dict(
 
 @pytest.mark.parametrize("size, count", [(8, 32), (16, 48), (8, 192)])
 def test_modes_are_orthonormal_and_fall(size, count):
-    basis, deviations = transform.modes(size, count)
+    chosen, deviations = transform.modes(size, count)
+    basis = transform.basis(size, chosen).reshape(-1, count)
     np.testing.assert_allclose(basis.T @ basis, np.eye(count), atol=1e-12)
     assert np.all(np.diff(deviations) <= 0) and deviations[-1] > 0
 
@@ -41,12 +42,13 @@ def test_a_model_begins_as_what_it_transforms():
     for rate in (0.0, 1.0):
         out = run(params, image, jnp.array([rate]))
         for name, size, count in (("latent", 8, LATENTS), ("y", 16, CHANNELS)):
-            basis, deviations = transform.modes(size, count)
+            chosen, deviations = transform.modes(size, count)
+            basis = transform.basis(size, chosen).reshape(-1, count)
             wanted = blocks[size] @ (basis / deviations)
             assert np.linalg.norm(out[name] - wanted) / np.linalg.norm(wanted) < 0.7
         errors.append(float(jnp.square(out["decoded"] - image).mean()))
     # Steps of a quarter lose little; four times as large ones at the lowest rate lose more.
-    basis, _ = transform.modes(16, CHANNELS)
+    basis = transform.basis(16, transform.modes(16, CHANNELS)[0]).reshape(-1, CHANNELS)
     lost = np.square(blocks[16] - blocks[16] @ basis @ basis.T).mean()
     assert errors[1] < lost + 0.02 and errors[1] < errors[0] < lost + 0.2
 

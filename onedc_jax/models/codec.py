@@ -18,10 +18,10 @@ from onedc_jax.models.layers import (
     ResnetBlock,
     parameter,
     pixel_shuffle,
-    pixel_unshuffle,
 )
 from onedc_jax.models.prior import Prior
 from onedc_jax.models.quantize import codes_to_indices, fsq, indices_to_codes
+from onedc_jax.models.transform import BlockInverse, BlockTransform
 from onedc_jax.models.unet import AnalysisUNet
 
 Array = jax.Array
@@ -59,8 +59,7 @@ class Analysis(nn.Module):
         y = DepthConvBlock(self.internal, self.dtype, name="trans_coding_3")(y)
         y = DepthConvBlock(self.channels, self.dtype, name="trans_coding_4")(y)
         if self.transform:
-            blocks = pixel_unshuffle(image.astype(jnp.float32), 16)
-            y += Conv(self.channels, bias=False, name="block_transform")(blocks)
+            y += BlockTransform(self.channels, 16, name="block_transform")(image)
         return y, semantics
 
 
@@ -160,7 +159,7 @@ class Codec(nn.Module):
     analysis_unet: Mapping[str, Any] = None
     attention: bool = True
     rates: int = 1
-    transform: int = 0  # the latent's channels, where y begins as a block transform of the image
+    transform: bool = False  # whether y begins as a block transform, see `transform.py`
     norm_groups: int = 32
     norm_local: bool = False
     remat: str = ""  # what training recomputes of the analysis U-Net, see `layers.recomputed`
@@ -178,7 +177,7 @@ class Codec(nn.Module):
             self.fused_features,
             unet | dict(self.analysis_unet or {}),
             self.attention,
-            self.transform > 0,
+            self.transform,
             norm,
             self.dtype,
         )
@@ -188,7 +187,7 @@ class Codec(nn.Module):
         self.adaptor = SemanticAdaptor(self.semantic, norm, self.dtype)
         self.synthesis = Synthesis(self.internal, self.features, norm, self.dtype)
         if self.transform:
-            self.block_inverse = Conv(4 * self.transform, bias=False)
+            self.block_inverse = BlockInverse(16)
 
     def analyse(self, image: Array, latent: Array) -> dict[str, Array]:
         """Image [B, H, W, 3], scaled latent [B, H/8, W/8, L] -> y, sem, z, z_hat, z_indices."""
@@ -219,13 +218,9 @@ class Codec(nn.Module):
         y_hat = y_hat * self.at_rate(rate)[1]
         return dict(tokens=tokens, x_hat=self.synthesis(y_hat, tokens), base=self.base(y_hat))
 
-    def base(self, y_hat: Array) -> Array | float:
-        """What y_hat says of the latent by itself, [B, H/8, W/8, L]; 0 without `transform`."""
-        return (
-            0.0
-            if not self.transform
-            else pixel_shuffle(self.block_inverse(y_hat.astype(jnp.float32)))
-        )
+    def base(self, y_hat: Array) -> Array | None:
+        """The image that y_hat is the block transform of, or None without `transform`."""
+        return self.block_inverse(y_hat) if self.transform else None
 
     def synthesise_z_only(self, z_indices: Array, rate: Array | None = None) -> dict[str, Array]:
         """The same from the tokens alone; y_hat is the prior's mean (the paper's lowest rate)."""

@@ -55,14 +55,15 @@ class OneDC(nn.Module):
         out = self.codec.synthesise_z_only(z_indices, rate)
         return self.generate(out["x_hat"], out["tokens"], out["base"])["image"]
 
-    def generate(self, x_hat: Array, tokens: Array, base: Array | float = 0.0) -> dict[str, Array]:
+    def generate(self, x_hat: Array, tokens: Array, base: Array | None = None) -> dict[str, Array]:
         """One step of the generator and the VAE's decoder: eps, reduced, x0, decoded and image.
 
-        `base` is added to x0, see `Codec.base`.
+        The latent of `base`, an image, is added to x0: see `Codec.base`.
         """
         b, h, w, c = tokens.shape
         out = self.generator(x_hat, tokens.reshape(b, h * w, c))
-        out["x0"] += base
+        if base is not None:
+            out["x0"] += self.vae.transformed(base) * self.latent_scale
         decoded = self.vae.decode(out["x0"] / self.latent_scale)
         return out | dict(decoded=decoded, image=jnp.clip(decoded, -1.0, 1.0))
 

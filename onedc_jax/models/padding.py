@@ -20,6 +20,7 @@ from onedc_jax.models.layers import (
     UpsampleLinear,
     inside,
 )
+from onedc_jax.models.transform import BlockInverse
 from onedc_jax.models.unet import Attention, SelfAttention
 from onedc_jax.models.vae import WindowAttention
 
@@ -62,6 +63,8 @@ def within(
             case DepthwiseConv3x3():
                 args = (jnp.where(here(x), x, 0), *args[1:])
             case UpsampleLinear():
+                args = (_extended(x, sizes, blocks), *args[1:])
+            case BlockInverse():
                 args = (_extended(x, sizes, blocks), *args[1:])
             case GroupNorm(groups=groups, local=False) if groups and len(args) == 1:
                 given = None if statistics is None else statistics[len(seen)]

@@ -9,7 +9,14 @@ beside them as a tenth of what they would be; all of it is trained.
 
 from typing import Any
 
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
+
+from onedc_jax.models.layers import Conv, parameter, pixel_shuffle, pixel_unshuffle
+
+Array = jax.Array
 
 # Colours as natural images have them, almost uncorrelated; and their deviations to the first's.
 _COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
@@ -17,31 +24,86 @@ _CHROMA = np.array([1.0, 0.29, 0.15])
 _BESIDE = 0.1
 
 
+class BlockTransform(nn.Module):
+    """Image [B, H, W, 3] -> coefficients of its blocks, float32 [B, H/size, W/size, features]."""
+
+    features: int
+    size: int
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        blocks = pixel_unshuffle(image.astype(jnp.float32), self.size)
+        return Conv(self.features, bias=False, name="map")(blocks)
+
+
+class BlockInverse(nn.Module):
+    """Coefficients [B, h, w, K] -> image float32 [B, h · size, w · size, 3].
+
+    Each block fades into its neighbours up to half of its size beyond its ends, so that no grid
+    shows where there are few coefficients. At the image's end blocks are as the last one.
+    """
+
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        _, h, w, c = x.shape
+        shape = (2, 2, c, 3 * self.size**2)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
+        x = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        corners = [(i, j) for i in range(2) for j in range(2)]
+        parts = (x[:, i : i + h + 1, j : j + w + 1] @ kernel[i, j] for i, j in corners)
+        half = self.size // 2
+        return pixel_shuffle(sum(parts), self.size)[:, half:-half, half:-half]
+
+
 def modes(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """The `count` strongest coefficients of blocks of `size` × `size` pixels.
 
     Returns:
-      an orthonormal basis, float64 [size · size · 3, count], whose rows are ordered as
-      `layers.pixel_unshuffle` orders channels; and the deviations [count] that these coefficients
-      have in photographs in [-1, 1], about: they fall with frequency, in colour faster.
+      what they are, int [3, count]: vertical and horizontal frequency, and colour; and the
+      deviations [count] that they have in photographs in [-1, 1], about: these fall with
+      frequency, in colour faster.
     """
-    k = np.arange(size)
-    cosine = np.cos(np.pi * (2 * k[None] + 1) * k[:, None] / (2 * size)) * np.sqrt(2 / size)
-    cosine[0] /= np.sqrt(2)
-    basis = np.einsum("uy,vx,pc->cyxuvp", cosine, cosine, _COLOURS).reshape(3 * size**2, -1)
-    frequency = (k[:, None] + k[None, :])[..., None]  # [size, size, 1]
+    u, v, colour = np.indices((size, size, 3)).reshape(3, -1)
     with np.errstate(divide="ignore"):
-        falling = 0.0527 * size**1.32 / frequency ** np.array([1.0, 1.4, 1.4])
-    deviations = (_CHROMA * np.where(frequency, falling, 0.88 * size)).reshape(-1)
+        falling = 0.0527 * size**1.32 / (u + v) ** np.where(colour, 1.4, 1.0)
+    deviations = _CHROMA[colour] * np.where(u + v, falling, 0.88 * size)
     strongest = np.argsort(-deviations, kind="stable")[:count]
-    return basis[:, strongest], deviations[strongest]
+    return np.stack([u, v, colour])[:, strongest], deviations[strongest]
+
+
+def basis(size: int, chosen: np.ndarray) -> np.ndarray:
+    """Orthonormal functions of a block, [3, size, size, K], for coefficients of `modes`."""
+    u, v, colour = chosen
+    cosine = _cosines(size, np.arange(size))
+    return np.einsum("kc,ky,kx->cyxk", _COLOURS[colour], cosine[u], cosine[v])
+
+
+def faded(size: int, chosen: np.ndarray) -> np.ndarray:
+    """The same, [3, 2 · size, 2 · size, K], going on beyond the block by a half on all sides.
+
+    There they fade as those of the next block rise, over half of a block for what is constant and
+    over less and less the higher the frequency: these are told apart from the neighbours' too.
+    """
+    u, v, colour = chosen
+    x = np.arange(-size // 2, size + size // 2)
+    reach = size / (2 + np.arange(size))[:, None]
+    rise = lambda x: 0.5 + 0.5 * np.sin(np.pi / 2 * np.clip((x + 0.5)[None] / reach, -1, 1))
+    cosine = _cosines(size, x) * rise(x) * rise(size - 1 - x)
+    return np.einsum("kc,ky,kx->cyxk", _COLOURS[colour], cosine[u], cosine[v])
+
+
+def _cosines(size: int, x: np.ndarray) -> np.ndarray:
+    """[size frequencies, len(x)], orthonormal over a block."""
+    k = np.arange(size)[:, None]
+    scale = np.where(k, np.sqrt(2 / size), np.sqrt(1 / size))
+    return scale * np.cos(np.pi * (2 * x[None] + 1) * k / (2 * size))
 
 
 def begin_autoencoder(vae: dict[str, Any]) -> None:
     """Sets the parameters of a `VAE` with `transform`, in place."""
-    basis, deviations = modes(8, vae["block_transform"]["kernel"].shape[-1])
-    _set(vae["block_transform"], basis / deviations)
-    _set(vae["block_inverse"], (basis * deviations).T)
+    _set_pair(vae["block_transform"], vae["block_inverse"], 8)
     for part in ("encoder", "decoder"):
         vae[part]["conv_out"]["kernel"] *= np.float32(_BESIDE)
 
@@ -51,23 +113,29 @@ def begin_codec(codec: dict[str, Any], generator: dict[str, Any], gain: float) -
 
     y of the highest rate is `gain` times the coefficients: their rounding step is the inverse.
     """
-    y_basis, y_deviations = modes(16, codec["analysis"]["block_transform"]["kernel"].shape[-1])
-    basis, deviations = modes(8, codec["block_inverse"]["kernel"].shape[-1] // 4)
-    _set(codec["analysis"]["block_transform"], y_basis / y_deviations)
-    # From a block to the latents of the four blocks in it, ordered as `pixel_shuffle` wants them.
-    parts = (y_basis * y_deviations).T.reshape(-1, 3, 2, 8, 2, 8).transpose(0, 2, 4, 1, 3, 5)
-    latents = parts.reshape(-1, 2, 2, 192) @ (basis / deviations)  # [C, 2, 2, L]
-    _set(codec["block_inverse"], latents.transpose(0, 3, 1, 2).reshape(len(latents), -1))
-    steps = np.float32(np.log(y_deviations * gain))
+    deviations = _set_pair(codec["analysis"]["block_transform"], codec["block_inverse"], 16)
+    steps = np.float32(np.log(deviations * gain))
     codec["knob"]["gain"] += steps
     codec["knob"]["inverse"] -= steps
-    _expect(codec["prior"], np.float32(y_deviations * gain))
+    _expect(codec["prior"], np.float32(deviations * gain))
     for last in (
         *codec["analysis"]["trans_coding_4"].values(),
         generator["unet"]["conv_out"],
         *(generator["vae_reduction"][name] for name in ("blocks_5", "short_cut")),
     ):
         last["kernel"] *= np.float32(_BESIDE)
+
+
+def _set_pair(forward: dict[str, Any], inverse: dict[str, Any], size: int) -> np.ndarray:
+    """Sets a `BlockTransform` and its `BlockInverse`; returns the coefficients' deviations."""
+    kernel = forward["map"]["kernel"]
+    chosen, deviations = modes(size, kernel.shape[-1])
+    kernel[0, 0] = (basis(size, chosen) / deviations).reshape(-1, len(deviations))
+    # [3, 2, size, 2, size, K]: what a block gives to the four squares between blocks.
+    parts = (faded(size, chosen) * deviations).reshape(3, 2, size, 2, size, -1)
+    parts = parts[:, ::-1, :, ::-1].transpose(1, 3, 5, 0, 2, 4)
+    inverse["kernel"][...] = parts.reshape(inverse["kernel"].shape)
+    return deviations
 
 
 def _expect(prior: dict[str, Any], deviations: np.ndarray) -> None:
@@ -88,7 +156,3 @@ def _expect(prior: dict[str, Any], deviations: np.ndarray) -> None:
             into[:, units] = into[:, units + hidden] = out[units] = 0
             into[:channels, units] = sign * eye / 1.1
             out[units, :channels] = -sign * eye
-
-
-def _set(layer: dict[str, Any], kernel: np.ndarray) -> None:
-    layer["kernel"] = np.float32(kernel).reshape(layer["kernel"].shape)

@@ -23,16 +23,15 @@ from onedc_jax.models.layers import (
     GroupNorm,
     UpsampleLinear,
     attention,
-    pixel_shuffle,
     pixel_unshuffle,
     recomputed,
     upsample_nearest,
 )
+from onedc_jax.models.transform import BlockInverse, BlockTransform
 from onedc_jax.models.unet import Resnet
 
 Array = jax.Array
 
-BLOCK = 8  # pixels along a side of what a latent stands for
 _THUMBNAIL_GAIN = 2.0  # about unit variance, as the other channels have
 
 
@@ -205,8 +204,8 @@ class VAE(nn.Module):
         self.quant_conv = Conv(2 * self.latent_channels, dtype=self.dtype)
         self.post_quant_conv = Conv(self.latent_channels, dtype=self.dtype)
         if self.transform:
-            self.block_transform = Conv(self.latent_channels, bias=False)
-            self.block_inverse = Conv(3 * BLOCK**2, bias=False)
+            self.block_transform = BlockTransform(self.latent_channels, 8)
+            self.block_inverse = BlockInverse(8)
 
     def encode(self, image: Array) -> Posterior:
         """Image float [B, H, W, 3] in [-1, 1], sides multiples of 8 -> posterior, float32."""
@@ -217,8 +216,12 @@ class VAE(nn.Module):
             small = nn.avg_pool(image, (8, 8), (8, 8)).astype(jnp.float32)
             mean = mean.at[..., :3].add(_THUMBNAIL_GAIN * small)
         if self.transform:
-            mean += self.block_transform(pixel_unshuffle(image.astype(jnp.float32), BLOCK))
+            mean += self.block_transform(image)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
+
+    def transformed(self, image: Array) -> Array:
+        """What of an image's latent the block transform makes by itself, float32."""
+        return self.block_transform(image)
 
     def decode(self, latent: Array) -> Array:
         """Latent [B, H/8, W/8, C] -> image float32 [B, H, W, 3], not clipped."""
@@ -227,7 +230,7 @@ class VAE(nn.Module):
             small = latent[..., :3].astype(jnp.float32) / _THUMBNAIL_GAIN
             image += self.enlarge(small)
         if self.transform:
-            image += pixel_shuffle(self.block_inverse(latent.astype(jnp.float32)), BLOCK)
+            image += self.block_inverse(latent)
         return image
 
     def __call__(self, image: Array, key: Array) -> tuple[Array, Posterior]:
