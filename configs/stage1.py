@@ -8,8 +8,8 @@ recipe: 400,000 steps of 32 images, λ = 12.2, 7.4, 4.6, 2.9, 1.8, 1.1, 0.6 for 
 to 0.111 bpp on Kodak. It wants what it starts from: --config.init.vae (Stable Diffusion 2.1's),
 --config.init.unet (a one-step or another diffusion model's) and --config.distillation.tokenizer
 (MaskGIT's), each the folder of converted weights or of a run of vae, teacher or tokenizer.
-`:tiny` is the embedded preset: from scratch on two CPU cores, with AlexNet in LPIPS for VGG, and
-with the distillation only where a tokenizer is named.
+`:tiny` is the next embedded preset, from scratch on two CPU cores, with AlexNet in LPIPS for VGG,
+and with the distillation only where a tokenizer is named.
 """
 
 from ml_collections import config_dict

@@ -8,13 +8,14 @@ import functools
 import hashlib
 import os
 import pickle
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from onedc_jax.images import atomic_write
 
 _LARGEST = 1 << 27  # bytes; reading more than that takes longer than making it ready
 _FOLDERS = 8  # of a kind that files are kept of; the oldest give way
@@ -26,14 +27,6 @@ def file(name: str, *of: str) -> Path | None:
     if not folder or not os.path.isdir(folder):  # a bucket's address is no folder
         return None
     return Path(folder, f"onedc-{name}-{_digest(*of)}")
-
-
-def write(file: Path, data: bytes) -> None:
-    """A file appears whole or not at all."""
-    handle, scratch = tempfile.mkstemp(prefix=".onedc-", dir=file.parent)
-    with os.fdopen(handle, "wb") as out:
-        out.write(data)
-    os.replace(scratch, file)
 
 
 def of_folder(kind: str, folder: Path, make: Callable[[], Any]) -> Any:
@@ -48,7 +41,8 @@ def of_folder(kind: str, folder: Path, make: Callable[[], Any]) -> Any:
     made = make()
     if sum(x.nbytes for x in jax.tree.leaves(made)) <= _LARGEST:
         with suppress(OSError):  # a full disk: it only takes longer the next time
-            write(place, pickle.dumps(state) + pickle.dumps(made))
+            data = pickle.dumps(state) + pickle.dumps(made)
+            atomic_write(place, data, overwrite=True)
             for old in sorted(place.parent.glob(f"onedc-{kind}-*"), key=_age)[_FOLDERS:]:
                 old.unlink()
     return made

@@ -19,6 +19,7 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 from onedc_jax import kept
+from onedc_jax.images import atomic_write
 
 
 class Programs:
@@ -53,7 +54,7 @@ def ready(function: Callable, of: str, *args) -> jax.stages.Compiled:
         with suppress(Exception):  # a full disk, a device that cannot: it only takes longer then
             data = pickle.dumps(serialize_executable.serialize(compiled))
             _try(_read(data, device), args)
-            kept.write(file, data)
+            atomic_write(file, data, overwrite=True)
     return compiled
 
 

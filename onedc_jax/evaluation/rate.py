@@ -59,30 +59,6 @@ def nearest(rows: Iterable[dict], bpp: float) -> dict:
     return min(rows, key=lambda row: abs(math.log(row["bpp"] / bpp)))
 
 
-def table(points: Sequence[dict], models: Sequence[str]) -> str:
-    """In Markdown: the points of models and, of each other codec, those nearest to their rates."""
-    own = [point for point in points if point["codec"] in models]
-    others = [point for point in points if point["codec"] not in models]
-    for codec in dict.fromkeys(point["codec"] for point in others):
-        of_codec = [point for point in others if point["codec"] == codec]
-        near = [nearest(of_codec, point["bpp"]) for point in own if point["codec"] == models[0]]
-        own += [point for point in of_codec if any(point is other for other in near)]
-    names = [name for name in METRICS if any(name in point for point in points)]
-    heads = ["codec", "quality", "bpp"]
-    for metric in (METRICS[name] for name in names):
-        arrow = "↑" if metric.higher_is_better else "↓"
-        heads.append(" ".join(filter(None, (metric.label, metric.unit, arrow))))
-    lines = [heads, ["---"] * len(heads)]
-    for point in own:
-        values = [f"{point[name]:.4g}" if name in point else "" for name in names]
-        lines.append([point["codec"], _quality(point["quality"]), f"{point['bpp']:.4f}", *values])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _quality(quality: float | str | None) -> str:
-    return "" if quality is None else str(quality)
-
-
 @dataclass(frozen=True)
 class Curve:
     """Rates in bpp, increasing, and what they buy, increasing too: a distance is negated."""

@@ -19,7 +19,7 @@ from onedc_jax.evaluation.distances import Distances
 from onedc_jax.evaluation.external import read_external
 from onedc_jax.evaluation.results import Folder, Picture, label
 from onedc_jax.evaluation.run import run
-from onedc_jax.evaluation.sheet import contact_sheet
+from onedc_jax.evaluation.sheet import contact_sheet, table
 
 DEFAULT_ANCHOR = "avif"
 
@@ -178,7 +178,7 @@ def _write(folder: Folder, done: Report, rows, codecs: Codecs, pictures, anchor,
     if codecs.models and shown:
         model = codecs.models[0]
         folder.write("sheet.jpg", contact_sheet(folder.path, shown, model, anchor or ""))
-        folder.write("table.md", rate.table(done.points, codecs.models).encode())
+        folder.write("table.md", table(done.points, codecs.models).encode())
     heads = ("codec", "quality", "metric", "value", "bpp")
     heads += ("anchor", "anchor_bpp", "saving_percent", "note")
     folder.write("equal_metric.csv", _csv(heads, equals))

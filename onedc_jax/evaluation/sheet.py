@@ -1,4 +1,4 @@
-"""A contact sheet: every image as it was, and as a model and another codec show it at few rates."""
+"""What a README shows of a report: a contact sheet, and a table in Markdown."""
 
 import io
 from collections.abc import Sequence
@@ -6,7 +6,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from onedc_jax.evaluation.rate import nearest
+from onedc_jax.evaluation.page import shown_rows
+from onedc_jax.evaluation.rate import METRICS, nearest
+from onedc_jax.evaluation.results import label
 
 RATES = 3  # columns of the model: its lowest rate, its highest, and those between
 _MOST = 48  # images on a sheet
@@ -40,6 +42,20 @@ def contact_sheet(
     file = io.BytesIO()
     sheet.save(file, "JPEG", quality=85, optimize=True)
     return file.getvalue()
+
+
+def table(points: Sequence[dict], models: Sequence[str]) -> str:
+    """In Markdown: the points of models and, of each other codec, those nearest to their rates."""
+    names = [name for name in METRICS if any(name in point for point in points)]
+    heads = ["codec", "quality", "bpp"]
+    for metric in (METRICS[name] for name in names):
+        arrow = "↑" if metric.higher_is_better else "↓"
+        heads.append(" ".join(filter(None, (metric.label, metric.unit, arrow))))
+    lines = [heads, ["---"] * len(heads)]
+    for point in shown_rows(points, models):
+        values = [f"{point[name]:.4g}" if name in point else "" for name in names]
+        lines.append([point["codec"], label(point["quality"]), f"{point['bpp']:.4f}", *values])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _row(original: str, shown: list[tuple[dict, str]], model: str, other: str) -> list[tuple]:

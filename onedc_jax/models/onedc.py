@@ -63,7 +63,7 @@ class OneDC(nn.Module):
         b, h, w, c = tokens.shape
         out = self.generator(x_hat, tokens.reshape(b, h * w, c))
         if base is not None:
-            out["x0"] += self.vae.transformed(base) * self.latent_scale
+            out["x0"] += self.vae.block_transform(base) * self.latent_scale
         decoded = self.vae.decode(out["x0"] / self.latent_scale)
         return out | dict(decoded=decoded, image=jnp.clip(decoded, -1.0, 1.0))
 

@@ -62,9 +62,7 @@ def within(
                 args = (jnp.where(here(x), x, 0), *args[1:])
             case DepthwiseConv3x3():
                 args = (jnp.where(here(x), x, 0), *args[1:])
-            case UpsampleLinear():
-                args = (_extended(x, sizes, blocks), *args[1:])
-            case BlockInverse():
+            case UpsampleLinear() | BlockInverse():
                 args = (_extended(x, sizes, blocks), *args[1:])
             case GroupNorm(groups=groups, local=False) if groups and len(args) == 1:
                 given = None if statistics is None else statistics[len(seen)]

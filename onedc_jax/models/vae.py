@@ -219,10 +219,6 @@ class VAE(nn.Module):
             mean += self.block_transform(image)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
 
-    def transformed(self, image: Array) -> Array:
-        """What of an image's latent the block transform makes by itself, float32."""
-        return self.block_transform(image)
-
     def decode(self, latent: Array) -> Array:
         """Latent [B, H/8, W/8, C] -> image float32 [B, H, W, 3], not clipped."""
         image = self.decoder(self.post_quant_conv(latent)).astype(jnp.float32)
