@@ -6,7 +6,8 @@
 Both sides have random weights of the released shapes: Stable Diffusion 1.5's U-Net, which sees
 features of 320 channels and tokens of 768, and Stable Diffusion 2.1's VAE decoder. They run by
 turns in processes of their own, with as many threads as there are cores; the best of each counts.
-PyTorch is run as it comes, and compiled where that works.
+PyTorch is run as it comes, and compiled where that works. On Linux both have the C library ask for
+huge pages, as both otherwise wait for the kernel to clear small ones: --small-pages leaves it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from machine import heading, table
 
 TOKENS = 768
 FEATURES = 320
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 def jax_runner(width: int, height: int):
@@ -100,14 +102,15 @@ def child(side: str, width: int, height: int) -> None:
         print(json.dumps(time.perf_counter() - start), flush=True)
 
 
-def main(sizes: list[str], sides: list[str], rounds: int) -> None:
+def main(sizes: list[str], sides: list[str], rounds: int, pages: dict[str, str]) -> None:
     rows = []
     for size in sizes:
         children = {}
         for side in sides:
             command = [sys.executable, __file__, "--child", side, "--sizes", size]
             pipe = subprocess.PIPE
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+            environment = os.environ | pages
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
             if process.stdout.readline().strip() == "ready":
                 children[side] = process
             else:
@@ -135,9 +138,11 @@ if __name__ == "__main__":
     parser.add_argument("--sizes", nargs="+", default=["512x512", "768x512"], metavar="WxH")
     parser.add_argument("--sides", nargs="+", default=["jax", "torch", "torch.compile"])
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    parser.add_argument("--small-pages", action="store_true", help="ask for no huge pages")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments.child, *map(int, arguments.sizes[0].split("x")))
     else:
-        main(arguments.sizes, arguments.sides, arguments.rounds)
+        pages = {} if arguments.small_pages else HUGE_PAGES
+        main(arguments.sizes, arguments.sides, arguments.rounds, pages)

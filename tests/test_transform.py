@@ -7,6 +7,7 @@ import pytest
 from conftest import MICRO_MODEL
 from pictures import photo
 
+from onedc_jax.errors import ModelError
 from onedc_jax.models import transform
 from onedc_jax.models.onedc import build
 from onedc_jax.training.stage1 import initial_params
@@ -61,6 +62,13 @@ def test_scales_begin_near_what_y_is():
     out = jax.jit(lambda p, x, r: model.apply({"params": p}, x, r))(params, image, jnp.ones(1))
     scales = out["scales"].mean((0, 1, 2))
     assert scales[0] > 3 * scales[1:].max() > 0
+
+
+def test_a_codec_without_a_knob_is_refused():
+    sources = dict(vae="", codec="", generator="", unet="", reshaped=False)
+    model = build(MODEL | dict(codec=MODEL["codec"] | dict(rates=1)))
+    with pytest.raises(ModelError, match="rates to 2 or more"):
+        initial_params(model, 0, sources)
 
 
 def blocks_of(image: np.ndarray, size: int) -> np.ndarray:

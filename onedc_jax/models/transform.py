@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onedc_jax.errors import ModelError
 from onedc_jax.models.layers import Conv, parameter, pixel_shuffle, pixel_unshuffle
 
 Array = jax.Array
@@ -112,7 +113,10 @@ def begin_codec(codec: dict[str, Any], generator: dict[str, Any], gain: float) -
     """Sets the parameters of a `Codec` with `transform` and of its generator, in place.
 
     y of the highest rate is `gain` times the coefficients: their rounding step is the inverse.
+    Raises ModelError for a codec without a knob, which holds these steps.
     """
+    if "knob" not in codec:
+        raise ModelError("model.codec.transform needs a knob: set model.codec.rates to 2 or more")
     deviations = _set_pair(codec["analysis"]["block_transform"], codec["block_inverse"], 16)
     steps = np.float32(np.log(deviations * gain))
     codec["knob"]["gain"] += steps
