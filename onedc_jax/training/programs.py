@@ -37,7 +37,7 @@ class Programs:
         self.state_shardings = shard_by_shape(mesh, state)
         self.frozen_shardings = shard_by_shape(mesh, frozen)
         self._stage, self._mesh, self._say = stage, mesh, say
-        self._compiled = {}
+        self._compiled, self._flops = {}, {}
 
     def update(self, name: str, state, frozen, batch: dict, key):
         """Runs an update: (state, metrics). The state that went in is gone."""
@@ -58,6 +58,7 @@ class Programs:
             )
             with jax.set_mesh(self._mesh):
                 self._compiled[shapes] = program.lower(state, frozen, batch, key).compile()
+            self._flops[shapes] = flops(self._compiled[shapes])  # XLA counts anew when asked
             # A collective waits half a minute for a process that is still compiling, on CPUs.
             wait = multihost.get_barrier_sync_fn()
             wait(key=f"compiled {shapes}", timeout_ms=_PATIENCE_MS)
@@ -69,7 +70,7 @@ class Programs:
     def flops(self, name: str, batch: dict) -> float:
         """Floating point operations of an update, once compiled, on one device."""
         shapes = (name, *sorted((k, v.shape) for k, v in batch.items()))
-        return flops(self._compiled[shapes])
+        return self._flops[shapes]
 
 
 def flops(compiled: jax.stages.Compiled) -> float:
