@@ -14,7 +14,7 @@ from onedc_jax.models.padding import within
 # All that looks beyond a pixel: norms over the whole image, attention everywhere, windows.
 GLOBAL = dict(norm_groups=4, norm_local=False)
 EVERYTHING = dict(
-    vae=MICRO_MODEL["vae"] | GLOBAL | dict(window=5, thumbnail=True, transform=True),
+    vae=MICRO_MODEL["vae"] | GLOBAL | dict(window=5, transform=True),
     codec=MICRO_MODEL["codec"]
     | GLOBAL
     | dict(

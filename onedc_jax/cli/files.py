@@ -86,7 +86,7 @@ def add(commands) -> None:
         "--quality",
         type=_number(0, 100),
         metavar="Q",
-        help="0 to 100 (default: 50), of a model with a quality knob",
+        help="0 to 100 (default: 75), of a model with a quality knob",
     )
     amount.add_argument(
         "--target-bpp",

@@ -19,7 +19,7 @@ from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.models import integer
 from onedc_jax.models.onedc import OneDC
 
-QUALITY = 50.0
+QUALITY = 75.0
 """The default quality, of 0 to 100, of models with a knob."""
 _EMPTY = np.zeros(0, np.int32), np.zeros(0, np.uint8)  # a step that is not coded
 

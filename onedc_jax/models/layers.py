@@ -238,16 +238,6 @@ def upsample_nearest(x: Array, height: int, width: int) -> Array:
     return x[:, :height, :width]
 
 
-class UpsampleLinear(nn.Module):
-    """Linear interpolation [B, h, w, C] -> [B, factor · h, factor · w, C]."""
-
-    factor: int
-
-    def __call__(self, x: Array) -> Array:
-        b, h, w, c = x.shape
-        return jax.image.resize(x, (b, self.factor * h, self.factor * w, c), "linear")
-
-
 def timestep_embedding(t: Array, features: int) -> Array:
     """Sinusoidal embedding of timesteps, [B] -> float32 [B, features], cosines first."""
     half = features // 2

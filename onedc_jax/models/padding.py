@@ -17,7 +17,6 @@ from onedc_jax.models.layers import (
     Conv,
     DepthwiseConv3x3,
     GroupNorm,
-    UpsampleLinear,
     inside,
 )
 from onedc_jax.models.transform import BlockInverse
@@ -36,7 +35,7 @@ def within(
     """The context. An image has at least one block.
 
     Convolutions see zeros beyond the end, attention looks at no position there, norms' statistics
-    are of the image alone, and interpolation repeats its last row and column.
+    are of the image alone, and where blocks overlap its last row and column of them are repeated.
 
     Args:
       sizes, blocks: as for `layers.inside`.
@@ -62,7 +61,7 @@ def within(
                 args = (jnp.where(here(x), x, 0), *args[1:])
             case DepthwiseConv3x3():
                 args = (jnp.where(here(x), x, 0), *args[1:])
-            case UpsampleLinear() | BlockInverse():
+            case BlockInverse():
                 args = (_extended(x, sizes, blocks), *args[1:])
             case GroupNorm(groups=groups, local=False) if groups and len(args) == 1:
                 given = None if statistics is None else statistics[len(seen)]

@@ -4,9 +4,7 @@ Its mid-block attention runs in windows, so that the cost grows with the number 
 with its square. `patch` > 1 makes cheap full-resolution ends for small presets, in place of as many
 levels: the encoder begins with patches of pixels as channels (pixel unshuffle), the decoder ends
 with nearest-neighbour upsampling before its last convolution (a pixel shuffle would leave a grid).
-With `thumbnail`, the first three latent channels begin as the image at an eighth of its size, and
-what they hold at the end is added to what is decoded: colours need not be learned. With `transform`
-all of them begin as the strongest coefficients of a block, see `transform.py`.
+With `transform` latents begin as the strongest coefficients of blocks, see `transform.py`.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +19,6 @@ from onedc_jax.models.layers import (
     Conv,
     Dense,
     GroupNorm,
-    UpsampleLinear,
     attention,
     pixel_unshuffle,
     recomputed,
@@ -31,8 +28,6 @@ from onedc_jax.models.transform import BlockInverse, BlockTransform
 from onedc_jax.models.unet import Resnet
 
 Array = jax.Array
-
-_THUMBNAIL_GAIN = 2.0  # about unit variance, as the other channels have
 
 
 class Posterior(NamedTuple):
@@ -183,7 +178,6 @@ class VAE(nn.Module):
     window: int | None = 16
     patch: int = 1
     encoder_widths: Sequence[int] = ()  # where they are not `widths`
-    thumbnail: bool = False
     transform: bool = False
     norm_groups: int = 32
     norm_local: bool = False
@@ -200,7 +194,6 @@ class VAE(nn.Module):
         widths = self.encoder_widths or self.widths
         self.encoder = Encoder(2 * self.latent_channels, widths, *shared)
         self.decoder = Decoder(3, self.patch, self.widths, *shared)
-        self.enlarge = UpsampleLinear(8)
         self.quant_conv = Conv(2 * self.latent_channels, dtype=self.dtype)
         self.post_quant_conv = Conv(self.latent_channels, dtype=self.dtype)
         if self.transform:
@@ -212,9 +205,6 @@ class VAE(nn.Module):
         x = pixel_unshuffle(image, self.patch) if self.patch > 1 else image
         moments = self.quant_conv(self.encoder(x)).astype(jnp.float32)
         mean, logvar = jnp.split(moments, 2, axis=-1)
-        if self.thumbnail:
-            small = nn.avg_pool(image, (8, 8), (8, 8)).astype(jnp.float32)
-            mean = mean.at[..., :3].add(_THUMBNAIL_GAIN * small)
         if self.transform:
             mean += self.block_transform(image)
         return Posterior(mean, jnp.clip(logvar, -30.0, 20.0))
@@ -222,9 +212,6 @@ class VAE(nn.Module):
     def decode(self, latent: Array) -> Array:
         """Latent [B, H/8, W/8, C] -> image float32 [B, H, W, 3], not clipped."""
         image = self.decoder(self.post_quant_conv(latent)).astype(jnp.float32)
-        if self.thumbnail:
-            small = latent[..., :3].astype(jnp.float32) / _THUMBNAIL_GAIN
-            image += self.enlarge(small)
         if self.transform:
             image += self.block_inverse(latent)
         return image
