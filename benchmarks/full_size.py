@@ -109,8 +109,9 @@ def main(sizes: list[str], sides: list[str], rounds: int, pages: dict[str, str])
         for side in sides:
             command = [sys.executable, __file__, "--child", side, "--sizes", size]
             pipe = subprocess.PIPE
-            environment = os.environ | pages
-            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
+            process = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, text=True, env=os.environ | pages
+            )
             if process.stdout.readline().strip() == "ready":
                 children[side] = process
             else:

@@ -1,10 +1,10 @@
 """Whether windows show in an even sky: python benchmarks/seams.py [--picture sky.jpg]
 
 The sky of the sample photograph, enlarged until it takes several windows, is coded and restored.
-Printed is how much pixels differ across each line where two windows meet, against the mean of the
-32 lines on either side; and the mean of the same ratio at the lines of blocks in between, where no
-windows meet: what the model makes of its own blocks. The picture shows what was restored, and below
-it, 16 times as strong, how it departs from its own surroundings; windows meet at the marks.
+Printed is how much pixels differ across each line where two windows meet, and how much they do
+across the same line when one window sees both sides of it: what windows add is the ratio. The
+picture shows what was restored, and below it, 16 times as strong, how it departs from its own
+surroundings; windows meet at the marks.
 """
 
 import argparse
@@ -15,38 +15,54 @@ from machine import heading, table
 from PIL import Image, ImageDraw, ImageFilter
 
 import onedc_jax
-from onedc_jax.coding.windows import BLOCK, Window
+from onedc_jax.coding.networks import Networks
+from onedc_jax.coding.windows import BLOCK, SHAPES, Window
 from onedc_jax.compilation import enable_compilation_cache
 
 PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
 SKY = (234, 0, 534, 150)  # left, top, right, bottom, in the photograph
-BESIDE = 32
 GAIN = 16
 MARGIN = 24  # pixels around the pictures, for the marks
 
 
 def seams(windows: list[Window]) -> tuple[list[int], list[int]]:
-    """The rows and the columns of pixels at which windows meet."""
-    starts = [sorted({axis.first for axis in spans} - {0}) for spans in zip(*windows, strict=True)]
-    return tuple([BLOCK * start for start in found] for found in starts)
+    """The rows and the columns of blocks at which windows meet."""
+    axes = zip(*windows, strict=True)
+    return tuple(sorted({span.first for span in spans} - {0}) for spans in axes)
 
 
-def measured(image: np.ndarray, name: str, lines: list[int]) -> list[list[str]]:
-    """Rows of the table, of the columns `lines` of an image."""
-    steps = np.abs(np.diff(image.astype(np.float32), axis=1)).mean((0, 2))
+def step(image: np.ndarray, line: int) -> float:
+    """The mean difference, of 255, of the columns of pixels on both sides of a line."""
+    return float(np.abs(image[:, line].astype(float) - image[:, line - 1]).mean())
 
-    def across(line: int) -> tuple[float, float]:
-        """Mean difference, of 255, of the pixels on its two sides, and of those beside them."""
-        beside = [*steps[line - 1 - BESIDE : line - 1], *steps[line : line + BESIDE]]
-        return steps[line - 1], float(np.mean(beside))
 
-    between = [x for x in range(BLOCK, len(steps) - BESIDE, BLOCK) if x not in lines]
-    usual = np.mean([np.divide(*across(line)) for line in between])
-    found = [(line, *across(line)) for line in lines]
-    return [
-        [f"{name} {line}", f"{a:.3f}", f"{b:.3f}", f"{a / b:.3f}", f"{usual:.3f}"]
-        for line, a, b in found
-    ]
+def around(line: int, axis: int, blocks: tuple[int, ...]) -> tuple[slice, slice]:
+    """Rows and columns of blocks that one window sees at once, with a line in its middle."""
+    most = SHAPES[-1]
+    start = min(max(line - most[axis] // 2, 0), blocks[axis] - most[axis])
+    found = [slice(0, min(side, length)) for side, length in zip(most, blocks, strict=True)]
+    found[axis] = slice(start, start + most[axis])
+    return tuple(found)
+
+
+def cut(x: np.ndarray, region: tuple[slice, slice], scale: int) -> np.ndarray:
+    """Of a map with `scale` positions along a block's side."""
+    return x[tuple(slice(scale * side.start, scale * side.stop) for side in region)]
+
+
+def measured(networks: Networks, y_hat, tokens, place, restored) -> list[list[str]]:
+    """Rows of the table."""
+    found = []
+    axes = zip(("row", "column"), seams(networks.cover(*tokens.shape)[1]), strict=True)
+    for axis, (name, lines) in enumerate(axes):
+        for line in lines:
+            region = around(line, axis, tokens.shape)
+            alone = networks.reconstruct(cut(y_hat, region, 4), cut(tokens, region, 1), place)
+            at = BLOCK * (line - region[axis].start)
+            pair = cut(restored, region, BLOCK), alone
+            across, in_one = (step(np.moveaxis(image, axis, 1), at) for image in pair)
+            found.append([f"{name} {BLOCK * line}", across, in_one, across / in_one])
+    return [[name, *(f"{x:.3f}" for x in numbers)] for name, *numbers in found]
 
 
 def picture(restored: np.ndarray, rows: list[int], columns: list[int]) -> Image.Image:
@@ -59,10 +75,10 @@ def picture(restored: np.ndarray, rows: list[int], columns: list[int]) -> Image.
     draw = ImageDraw.Draw(sheet)
     for top, part in ((MARGIN, image), (height + 2 * MARGIN, Image.fromarray(detail))):
         sheet.paste(part, (MARGIN, top))
-        for x in columns:
+        for x in (BLOCK * column for column in columns):
             for y in (top - MARGIN, top + height):
                 draw.rectangle((MARGIN + x - 2, y + 2, MARGIN + x + 2, y + MARGIN - 2), "black")
-        for y in rows:
+        for y in (BLOCK * row for row in rows):
             for x in (0, MARGIN + width):
                 draw.rectangle((x + 2, top + y - 2, x + MARGIN - 2, top + y + 2), "black")
     return sheet.reduce(2)
@@ -74,16 +90,17 @@ def main(model: str, width: int, quality: int, path: Path | None) -> None:
     with Image.open(PHOTO) as photo:
         sky = photo.convert("RGB").crop(SKY)
     height = width * sky.height // sky.width
-    sky = sky.resize((width, height), Image.Resampling.BICUBIC)
-    restored = codec.decode(codec.encode(np.asarray(sky), quality=quality))
-    blocks = (-(-height // BLOCK), -(-width // BLOCK))
-    rows, columns = seams(codec.networks.cover(*blocks)[1])
-    cells = measured(restored, "column", columns)
-    cells += measured(restored.swapaxes(0, 1), "row", rows)
+    sky = np.asarray(sky.resize((width, height), Image.Resampling.BICUBIC))
+    y, tokens = codec.analyse(sky)
+    place = np.array([quality / 100], np.float32)
+    y_hat = np.rint(codec.networks.gained(y, place))
+    restored = codec.networks.reconstruct(y_hat, tokens, place)
+    cells = measured(codec.networks, y_hat, tokens, place, restored)
     print(heading(), f"{width}×{height}, quality {quality}", sep="\n", end="\n\n")
-    print(table(["seam", "across it", "beside it", "ratio", "between seams"], cells))
+    print(table(["seam", "across it", "in one window", "ratio"], cells))
     if path:
-        picture(restored, rows, columns).save(path, quality=90)
+        rows, columns = seams(codec.networks.cover(*tokens.shape)[1])
+        picture(restored[:height, :width], rows, columns).save(path, quality=90)
 
 
 if __name__ == "__main__":
