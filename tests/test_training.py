@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from pictures import photo
 from PIL import Image
@@ -18,7 +19,7 @@ from onedc_jax.checkpoint import load_model, resolve
 from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.training import losses
 from onedc_jax.training.loop import train
-from onedc_jax.training.state import merge, partition, paths
+from onedc_jax.training.state import gradient_update, init_state, merge, partition, paths
 
 ROOT = Path(__file__).parent.parent
 
@@ -140,6 +141,17 @@ def test_partition_and_merge_are_inverse():
     assert trainable == {"a": {"x": 1, "y": None}, "b": 3}
     assert frozen == {"a": {"x": None, "y": 2}, "b": None}
     assert merge(trainable, frozen) == tree
+
+
+def test_what_trains_is_float32_whatever_it_was_read_as():
+    """A step of a thousandth of a weight, and a hundredth of that into its average, both arrive."""
+    optimizer = optax.sgd(1e-3)
+    state = init_state({"w": jnp.ones(3, jnp.bfloat16)}, optimizer, ema=0.99)
+    loss = lambda params, *_: (params["w"].sum(), {})
+    update = gradient_update(loss, optimizer, ema=0.99)
+    state, _ = update(state.replace(step=jnp.int32(1000)), {}, {}, jax.random.key(0))
+    np.testing.assert_allclose(state.params["w"], 0.999, rtol=1e-6)
+    np.testing.assert_allclose(state.ema["w"], 1 - 1e-5, rtol=1e-6)
 
 
 def test_ramp_is_quadratic_from_start_to_value():

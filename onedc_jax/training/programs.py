@@ -37,7 +37,7 @@ class Programs:
         self.state_shardings = shard_by_shape(mesh, state)
         self.frozen_shardings = shard_by_shape(mesh, frozen)
         self._stage, self._mesh, self._say = stage, mesh, say
-        self._compiled, self._flops = {}, {}
+        self._programs = {}  # update and shapes -> the program, and its operations
 
     def update(self, name: str, state, frozen, batch: dict, key):
         """Runs an update: (state, metrics). The state that went in is gone."""
@@ -45,8 +45,8 @@ class Programs:
 
     def compiled(self, name: str, state, frozen, batch: dict, key) -> jax.stages.Compiled:
         """The program of an update for such a batch; arguments may be shapes."""
-        shapes = (name, *sorted((k, v.shape) for k, v in batch.items()))
-        if shapes not in self._compiled:
+        shapes = _shapes(name, batch)
+        if shapes not in self._programs:
             start = time.perf_counter()
             whole = replicated(self._mesh)
             where = {k: batch_sharding(self._mesh, v.shape) for k, v in batch.items()}
@@ -57,20 +57,24 @@ class Programs:
                 donate_argnums=0,
             )
             with jax.set_mesh(self._mesh):
-                self._compiled[shapes] = program.lower(state, frozen, batch, key).compile()
-            self._flops[shapes] = flops(self._compiled[shapes])  # XLA counts anew when asked
+                program = program.lower(state, frozen, batch, key).compile()
+            self._programs[shapes] = program, flops(program)  # XLA counts anew when asked
             # A collective waits half a minute for a process that is still compiling, on CPUs.
             wait = multihost.get_barrier_sync_fn()
             wait(key=f"compiled {shapes}", timeout_ms=_PATIENCE_MS)
             seconds = time.perf_counter() - start
             size = "×".join(map(str, batch["image"].shape))
             self._say(f"compiled the update of {name} for a batch of {size} in {seconds:.0f} s")
-        return self._compiled[shapes]
+        return self._programs[shapes][0]
 
     def flops(self, name: str, batch: dict) -> float:
         """Floating point operations of an update, once compiled, on one device."""
-        shapes = (name, *sorted((k, v.shape) for k, v in batch.items()))
-        return self._flops[shapes]
+        return self._programs[_shapes(name, batch)][1]
+
+
+def _shapes(name: str, batch: dict) -> tuple:
+    """What a program is for."""
+    return (name, *sorted((k, v.shape) for k, v in batch.items()))
 
 
 def flops(compiled: jax.stages.Compiled) -> float:

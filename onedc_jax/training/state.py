@@ -102,8 +102,12 @@ def make_optimizer(config) -> optax.GradientTransformation:
 def init_state(
     params: Tree, optimizer: optax.GradientTransformation, ema: float = 0.0
 ) -> TrainState:
-    """A state at step 0; `params` are the trainable ones. Without `ema` nothing is averaged."""
-    params = jax.tree.map(jnp.array, params)
+    """A state at step 0; `params` are the trainable ones. Without `ema` nothing is averaged.
+
+    What trains is float32, whatever it was read as: in fewer bits small steps, and those of a slow
+    average, are lost to rounding.
+    """
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
     average = jax.tree.map(jnp.array, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
 
