@@ -53,6 +53,7 @@ def plan(config) -> None:
     mesh = make_mesh(**config.mesh)
     stage = STAGES[config.stage](config)
     state, frozen = jax.eval_shape(stage.init)
+    jax.clear_caches()  # or the random weights that it drew stay in memory as constants
     programs = Programs(stage, mesh, state, frozen, say=lambda message: None)
     print(f"{config.stage} on {mesh.shape['data']} × {mesh.shape['fsdp']} devices")
     for name, tree in (("trained", state.params), ("frozen", frozen)):
