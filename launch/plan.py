@@ -14,7 +14,7 @@ import time
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from onedc_jax.compilation import enable_compilation_cache
@@ -33,6 +33,7 @@ _GIB = 2**30
 
 def main(argv: list[str]) -> None:
     del argv
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every step it takes
     # Of the code that would run nothing is wanted: what it needs is known before it is optimised.
     os.environ["XLA_FLAGS"] = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
