@@ -38,7 +38,8 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         alone=0.0,  # chance of an image to be made from its tokens alone, without y
         # λ, and the steps until it is reached. With several model.codec.rates (a quality knob) each
         # image has a rate of its own, and λ is `span` times as large at the lowest one.
-        rate=dict(weight=1.8, ramp=4_000, span=1.0),
+        # What is counted is what y would cost with "noise" for its rounding, or its "rounding".
+        rate=dict(weight=1.8, ramp=4_000, span=1.0, proxy="noise"),
         # weight · (cross-entropy + mse · squared error of the expected code), to the tokens of a
         # tokenizer's folder; "" is none. `head` is the student. Crops are multiples of 32 windows.
         distillation=dict(

@@ -130,6 +130,19 @@ def test_training_rate_and_its_gradients_match_the_reference():
     assert relative_l2(grad_scales, expected["grad_scales"]) <= 1e-4
 
 
+def test_rounding_is_charged_what_is_sent():
+    """Noise also charges for values that round to 0; of scales that it cannot express none is."""
+    symbols, scales = jnp.array([0.0, 1.0, -3.0]), jnp.array([0.2, 0.7, 2.0])
+    bits = prior.rounded_bits(symbols, scales)
+    np.testing.assert_allclose(bits, prior.estimated_bits(symbols, scales), rtol=1e-6)
+    slope = jax.grad(lambda r: prior.rounded_bits(quantize.ste_round(r), scales).sum())
+    silent, up, down = slope(jnp.array([0.4, 0.6, -2.8]))
+    assert silent == 0 and up > 0 > down
+    u = jnp.linspace(-0.5, 0.5, 101)
+    noisy = prior.training_bits(jnp.zeros(101), jnp.full(101, 0.01), u)
+    assert noisy.mean() > 0.05 > prior.rounded_bits(jnp.zeros(1), jnp.full(1, 0.01))[0]
+
+
 def test_evaluation_rate_matches_the_reference():
     expected = golden("micro/rate")
     bits = prior.estimated_bits(expected["eval_symbols"], expected["scales"])

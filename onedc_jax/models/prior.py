@@ -124,6 +124,15 @@ def training_bits(residual: Array, scales: Array, noise: Array) -> Array:
     return _bits(residual + noise, lower_bound(scales, SCALE_MIN))
 
 
+def rounded_bits(symbols: Array, scales: Array) -> Array:
+    """Bits of each rounded value in training: what it will cost, gradients straight through.
+
+    Noise (`training_bits`) also charges for values that are rounded to 0 and cost nothing: at low
+    rates, where nearly all are, it counts twice the bits that are sent.
+    """
+    return _bits(symbols, lower_bound(scales, SCALE_MIN))
+
+
 def estimated_bits(symbols: Array, scales: Array) -> Array:
     """Bits of each quantised value, with the network's raw scales clamped to [1e-5, 1e10]."""
     return _bits(symbols, jnp.clip(scales, 1e-5, 1e10))

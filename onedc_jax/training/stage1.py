@@ -1,5 +1,7 @@
 """Stage 1: codec, hyperprior and generator together, on pixels and rate (paper, stage 1)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from onedc_jax.models import transform
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.onedc import OneDC, build, param_shapes
-from onedc_jax.models.prior import training_bits
+from onedc_jax.models.prior import rounded_bits, training_bits
 from onedc_jax.models.quantize import CODEBOOK_SIZE
 from onedc_jax.training import distillation, losses
 from onedc_jax.training.sources import adapted_unet, replaced
@@ -34,6 +36,7 @@ def make(config) -> Stage:
     model = build(settings | {part: settings[part] | computed for part in _PARTS})
     semantics = distillation.load(config)
     optimizer = make_optimizer(config)
+    bits_of = _proxy(config.rate.proxy)
 
     def init() -> tuple[TrainState, dict]:
         params = initial_params(
@@ -60,8 +63,7 @@ def make(config) -> Stage:
         alone = jax.random.bernoulli(alone_key, config.alone, (len(image),))
         out = model.apply({"params": params}, image, rate, alone if config.alone else None)
         decoded = out["decoded"]
-        noise = jax.random.uniform(noise_key, out["residual"].shape, minval=-0.5, maxval=0.5)
-        bits = training_bits(out["residual"], out["scales"], noise).sum((1, 2, 3))
+        bits = bits_of(out, noise_key).sum((1, 2, 3))
         # Of images made from their tokens alone no y is sent.
         bpp = jnp.where(alone, 0.0, bits) / (image.shape[1] * image.shape[2])  # [B]
         weight = losses.ramp(step, config.rate.weight, config.rate.ramp)
@@ -137,6 +139,22 @@ def initial_params(
         reshaped = sources["reshaped"]
         params[part] = replaced(params[part], part, sources[part], reshaped=reshaped)
     return params
+
+
+def _proxy(name: str) -> Callable:
+    """What stands for the bits of y in training: `(out, key) -> [B, H/16, W/16, C]`."""
+
+    def noise(out, key):
+        u = jax.random.uniform(key, out["residual"].shape, minval=-0.5, maxval=0.5)
+        return training_bits(out["residual"], out["scales"], u)
+
+    def rounding(out, key):
+        return rounded_bits(out["symbols"], out["scales"])
+
+    proxies = dict(noise=noise, rounding=rounding)
+    if name not in proxies:
+        raise OneDCError(f"rate.proxy={name!r}: expected {' or '.join(proxies)}")
+    return proxies[name]
 
 
 def _tokens_used(z_indices) -> jax.Array:
