@@ -33,6 +33,7 @@ def jax_runner(width: int, height: int):
     from onedc_jax.models.generator import Generator
     from onedc_jax.models.init import random_params
     from onedc_jax.models.vae import VAE
+    from onedc_jax.models.winograd import on_cpu
 
     shape = jax.ShapeDtypeStruct
     generator, vae = Generator(), VAE()
@@ -47,8 +48,9 @@ def jax_runner(width: int, height: int):
     params = jax.device_put(random_params(params, 0))
 
     def decode(params, x_hat, tokens):
-        x0 = generator.apply({"params": params["generator"]}, x_hat, tokens)["x0"]
-        image = vae.apply({"params": params["vae"]}, x0, method=VAE.decode)
+        with on_cpu():
+            x0 = generator.apply({"params": params["generator"]}, x_hat, tokens)["x0"]
+            image = vae.apply({"params": params["vae"]}, x0, method=VAE.decode)
         return to_uint8(jnp.clip(image, -1, 1))
 
     inputs = [jax.random.normal(key, x.shape) for x in (x_hat, tokens)]

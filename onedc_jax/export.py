@@ -26,6 +26,7 @@ from onedc_jax.coding.codec import Codec
 from onedc_jax.coding.networks import to_uint8
 from onedc_jax.coding.stream import TOKEN_PIXELS
 from onedc_jax.models.onedc import OneDC
+from onedc_jax.models.winograd import on_cpu
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
@@ -42,7 +43,8 @@ def export(codec: Codec, width: int, height: int, platforms: Sequence[str] = PLA
 
     def decode(weights, *latents):
         params = {"params": jax.tree.unflatten(tree, weights)}
-        image = codec.model.apply(params, *latents, method=OneDC.reconstruct)
+        with on_cpu():
+            image = codec.model.apply(params, *latents, method=OneDC.reconstruct)
         return to_uint8(image)
 
     inputs = {

@@ -19,6 +19,7 @@ from onedc_jax.coding.programs import Programs
 from onedc_jax.coding.windows import BLOCK, SHAPES, Window, cover, cut, joined, paste
 from onedc_jax.models.onedc import OneDC
 from onedc_jax.models.padding import within
+from onedc_jax.models.winograd import on_cpu
 
 Array = jax.Array
 
@@ -145,13 +146,13 @@ class Networks:
     def _analyse(self, params, image: Array, sizes: Array, statistics: list | None):
         pixels, seen = image.astype(jnp.float32) / 127.5 - 1, []
         blocks = tuple(side // BLOCK for side in image.shape[1:3])
-        with within(sizes, blocks, seen, statistics):
+        with within(sizes, blocks, seen, statistics), on_cpu():
             out = self.model.apply({"params": params}, pixels, method=OneDC.analyse)
         return (out["y"].astype(jnp.float32), out["z_indices"]), seen
 
     def _reconstruct(self, params, y_hat, z_indices, place, sizes, statistics):
         latents, seen = (y_hat, z_indices, place), []
-        with within(sizes, z_indices.shape[1:], seen, statistics):
+        with within(sizes, z_indices.shape[1:], seen, statistics), on_cpu():
             image = self.model.apply({"params": params}, *latents, method=OneDC.reconstruct)
         return to_uint8(image), seen
 

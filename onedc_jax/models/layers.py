@@ -72,7 +72,7 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = parameter(self, "kernel", self.kernel_init, shape)
         x = x.astype(self.dtype)
-        y = _conv(x, kernel, self.stride, pads)
+        y = convolved(x, kernel, self.stride, pads)
         if self.bias:
             y += _along_channels(
                 parameter(self, "bias", nn.initializers.zeros, (self.features,)), y
@@ -80,12 +80,13 @@ class Conv(nn.Module):
         if self.rank:
             down = parameter(self, "lora_a", nn.initializers.he_uniform(), (*shape[:3], self.rank))
             up = parameter(self, "lora_b", nn.initializers.zeros, (1, 1, self.rank, self.features))
-            low = _conv(_conv(x, down, self.stride, pads), up, 1, ((0, 0), (0, 0)))
+            low = convolved(convolved(x, down, self.stride, pads), up, 1, ((0, 0), (0, 0)))
             y += low * (self.alpha / self.rank)
         return y
 
 
-def _conv(x: Array, kernel: Array, stride: int, pads) -> Array:
+def convolved(x: Array, kernel: Array, stride: int, pads) -> Array:
+    """x [B, H, W, C] and a kernel [h, w, C, F] -> [B, H', W', F], in the type of x."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and not np.any(pads):
         # A plain product: as a convolution XLA:CPU takes longer, for its gradients most of all.
         return x @ kernel[0, 0].astype(x.dtype)

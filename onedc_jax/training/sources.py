@@ -4,11 +4,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from onedc_jax.checkpoint import load_model, resolve
 from onedc_jax.errors import ModelError
 from onedc_jax.models.onedc import hashable
 from onedc_jax.training.state import paths
+
+Array = np.ndarray
 
 
 def load_part(path: str, part: str) -> tuple[dict, dict]:
@@ -25,8 +28,8 @@ def load_part(path: str, part: str) -> tuple[dict, dict]:
 def replaced(params: dict, part: str, path: str, *, reshaped: bool = False) -> dict:
     """The parameters of `part` in a model folder, in place of `params`; without a path `params`.
 
-    With `reshaped`, what the folder lacks or has in another shape stays as it is in `params` (a
-    model that is wider in one place continues another); without it, ModelError is raised there.
+    With `reshaped`, what the folder lacks stays as it is in `params`, and what is wider there goes
+    on from it, see `widened`; without it, ModelError is raised where they differ.
     """
     if not path:
         return params
@@ -37,12 +40,28 @@ def replaced(params: dict, part: str, path: str, *, reshaped: bool = False) -> d
     if not reshaped:
         raise ModelError(
             f"{path}: its {part!r} has other layers or widths than config.model.{part}"
-            " (--config.init.reshaped=True begins these at random)"
+            " (--config.init.reshaped=True widens what is narrower, and begins the rest at random)"
         )
     known = _by_path(loaded)
-    return _map_paths(
-        lambda name, x: known[name] if jnp.shape(known.get(name)) == x.shape else x, params
-    )
+    return _map_paths(lambda name, x: widened(known[name], x) if name in known else x, params)
+
+
+def widened(narrow: Array, wide: Array) -> Array:
+    """Weights [..., inputs, outputs] or [outputs] of a layer that goes on from a narrower one.
+
+    Its first outputs are those of `narrow`, and the new inputs have no part in them yet: layers
+    widened together compute the same, as long as none takes several inputs side by side. All else
+    is as in `wide`, and so is everything where no widening leads from one shape to the other.
+    """
+    narrow, wide = np.asarray(narrow), np.asarray(wide)
+    axes = min(wide.ndim, 2)  # those of kernels do not grow
+    grows = narrow.ndim == wide.ndim and narrow.shape[:-axes] == wide.shape[:-axes]
+    if not grows or any(a > b for a, b in zip(narrow.shape, wide.shape, strict=True)):
+        return wide
+    wide = wide.copy()
+    wide[..., : narrow.shape[-1]] = 0
+    wide[tuple(slice(size) for size in narrow.shape)] = narrow
+    return wide
 
 
 def adapted_unet(params: dict, path: str) -> dict:
