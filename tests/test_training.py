@@ -17,8 +17,10 @@ from recipes import recipe
 import onedc_jax
 from onedc_jax.checkpoint import load_model, resolve
 from onedc_jax.errors import ModelError, OneDCError
+from onedc_jax.models.vae import VAE
 from onedc_jax.training import losses
 from onedc_jax.training.loop import train
+from onedc_jax.training.sources import widened
 from onedc_jax.training.state import gradient_update, init_state, merge, partition, paths
 
 ROOT = Path(__file__).parent.parent
@@ -152,6 +154,23 @@ def test_what_trains_is_float32_whatever_it_was_read_as():
     state, _ = update(state.replace(step=jnp.int32(1000)), {}, {}, jax.random.key(0))
     np.testing.assert_allclose(state.params["w"], 0.999, rtol=1e-6)
     np.testing.assert_allclose(state.ema["w"], 1 - 1e-5, rtol=1e-6)
+
+
+def test_a_wider_network_goes_on_from_a_narrower_one():
+    plain = dict(layers=0, window=None, norm_groups=0)
+    narrow, wide = (VAE(widths=widths, **plain) for widths in ((4, 8), (6, 16)))
+    *keys, key = jax.random.split(jax.random.key(0), 3)
+    latent = jax.random.normal(key, (1, 4, 4, 4))
+    decode = dict(method=VAE.decode)
+    first, second = (
+        model.init(k, latent, **decode)["params"]
+        for model, k in zip((narrow, wide), keys, strict=True)
+    )
+    grown = jax.tree.map(widened, first, second)
+    shown = lambda model, params: model.apply({"params": params}, latent, **decode)
+    np.testing.assert_allclose(shown(wide, grown), shown(narrow, first), atol=1e-5)
+    inner = grown["decoder"]["mid_block"]["resnets_0"]["conv1"]["kernel"]
+    assert jnp.abs(inner[..., 8:]).min() > 0
 
 
 def test_ramp_is_quadratic_from_start_to_value():

@@ -82,8 +82,8 @@ def convolved_3x3(x: Array, kernel: Array) -> Array:
     """x float32 [B, H, W, C], kernel [3, 3, C, F] -> [B, H, W, F], with zeros around x."""
     b, h, w, _ = x.shape
     down, across = -(-h // _TILE), -(-w // _TILE)
-    rows = min(down, max(1, _BAND // (b * across)))  # of tiles in a band
-    bands = -(-down // rows)
+    bands = min(down, -(-b * down * across // _BAND))
+    rows = -(-down // bands)  # of tiles in a band
     below, right = bands * rows * _TILE - h + 1, across * _TILE - w + 1
     x = jnp.pad(x, ((0, 0), (1, below), (1, right), (0, 0)))
     weights = _flat(_both(_WEIGHTS, lambda i, j: kernel[i, j]))  # [36, C, F]
