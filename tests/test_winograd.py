@@ -17,7 +17,7 @@ from onedc_jax.models.vae import VAE
 from onedc_jax.models.winograd import convolved_3x3, on_cpu
 
 
-@pytest.mark.parametrize("size", [(1, 8, 12), (2, 7, 5), (1, 1, 1), (1, 530, 517)])
+@pytest.mark.parametrize("size", [(1, 8, 12), (2, 7, 5), (1, 1, 1), (1, 737, 733)])
 def test_a_convolution_is_the_plain_one(size):
     """Also of sizes that are no multiple of a tile, and of more than one band of tiles."""
     keys = jax.random.split(jax.random.key(0))
