@@ -35,6 +35,8 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# zlib's own level 6 takes up to twice as long as 4, for a hundredth less of a photograph.
+_PNG = ("PNG", {"compress_level": 4})
 _SAVE = {
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -42,8 +44,8 @@ _SAVE = {
     ".tif": ("TIFF", {"compression": "tiff_adobe_deflate"}),
     ".tiff": ("TIFF", {"compression": "tiff_adobe_deflate"}),
     ".bmp": ("BMP", {}),
-    ".png": ("PNG", {}),
-    "": ("PNG", {}),
+    ".png": _PNG,
+    "": _PNG,
 }
 
 
