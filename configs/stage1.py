@@ -27,8 +27,9 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         model=dict(vae=dict(), codec=dict(), generator=dict(unet=dict(rank=64, alpha=8.0))),
         dtype="bfloat16",  # of convolutions and products; weights are float32
         remat="",  # what is recomputed in the backward pass, for less memory: docs/training.md
-        # Model folders to start from; "" is random, and so is what `reshaped` lets differ. "unet"
-        # is a diffusion model, which the generator begins as but for its first convolution.
+        # Model folders to start from; "" is random. With `reshaped` what is narrower there is
+        # widened and what is missing random, without it they must fit. "unet" is a diffusion
+        # model, which the generator begins as but for its first convolution.
         init=dict(vae="", codec="", generator="", unet="", reshaped=False),
         l1=1.0,
         coarse=0.0,  # weight of the same distance between means of 16x16 pixels

@@ -32,7 +32,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         remat="",  # what is recomputed in the backward pass, for less memory: docs/training.md
         caption_drop=0.1,  # share of captions that are taken for empty ones
         # Folders to start from: the VAE is needed; without the others they begin at random, and
-        # with `reshaped` what they have in other shapes does too.
+        # with `reshaped` what is narrower there is widened.
         init=dict(vae="", unet="", text="", reshaped=False),
         ema=0.9999,
         lr=1e-4,
