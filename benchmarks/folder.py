@@ -6,6 +6,7 @@ already, run after run by turns; the best of each counts.
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 from machine import heading, seconds, table
@@ -27,17 +28,21 @@ def samples(folder: Path, count: int) -> None:
             larger.crop((4 * i, 4 * i, 768 + 4 * i, 512 + 4 * i)).save(folder / f"{i:03}.png")
 
 
-def measure(direction, jobs: list, load, rounds: int) -> list[float]:
-    """Seconds for all jobs, by one worker and by as many as `onedc` has."""
+def measure(direction, jobs: list, load, rounds: int) -> list[tuple[float, float]]:
+    """By one worker and by as many as `onedc` has: seconds for all jobs, and cores kept busy."""
 
     def run(count: int) -> None:
         work = lambda file, place: direction.work(load, file, place, True)
         folders.for_each(jobs, work, print, count)
 
+    def once(count: int) -> tuple[float, float]:
+        busy = time.process_time()
+        taken = seconds(lambda: run(count), least=0, runs=1)
+        return taken, (time.process_time() - busy) / taken
+
     run(1)  # compiles
-    once = lambda count: seconds(lambda: run(count), least=0, runs=1)
-    times = [(once(1), once(workers())) for _ in range(rounds)]
-    return [min(found) for found in zip(*times, strict=True)]
+    found = [(once(1), once(workers())) for _ in range(rounds)]
+    return [min(side) for side in zip(*found, strict=True)]
 
 
 def main(images: Path | None, model: str, rounds: int) -> None:
@@ -56,12 +61,12 @@ def main(images: Path | None, model: str, rounds: int) -> None:
             files = folders.find(start, direction.suffixes)
             places = folders.targets(files, start, end, direction.target_suffix)
             jobs = list(zip(files, places, strict=True))
-            times = measure(direction, jobs, lambda: codec, rounds)
-            rates = [len(jobs) / time for time in times]
-            cells = (f"{rates[0]:.2f}", f"{rates[1]:.2f}", f"{rates[1] / rates[0]:.2f}")
-            rows.append([direction.verb, len(jobs), *cells])
+            (alone, few), (together, many) = measure(direction, jobs, lambda: codec, rounds)
+            rates = [f"{len(jobs) / taken:.2f}" for taken in (alone, together)]
+            ratio, cores = f"{alone / together:.2f}", f"{few:.2f} and {many:.2f}"
+            rows.append([direction.verb, len(jobs), *rates, ratio, cores])
     print(heading(), model, sep="\n", end="\n\n")
-    columns = ["images", "one by one, images/s", "as a folder, images/s", "ratio"]
+    columns = ["images", "one by one, images/s", "as a folder, images/s", "ratio", "busy cores"]
     print(table(["", *columns], rows))
 
 

@@ -101,6 +101,7 @@ def test_checkpoints_are_measured_through_bytes(stage1_run):
         ({"trainable": "nothing/"}, "matches no parameter"),
         ({"stage": "stage9"}, "expected one of"),
         ({"schedule": "sawtooth"}, "expected constant or cosine"),
+        ({"rate.proxy": "hope"}, "expected noise or rounding"),
     ],
 )
 def test_a_recipe_that_cannot_run_is_refused(tmp_path, changes, words):

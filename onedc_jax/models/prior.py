@@ -120,17 +120,12 @@ def _bits(values: Array, scales: Array) -> Array:
 
 
 def training_bits(residual: Array, scales: Array, noise: Array) -> Array:
-    """Bits of each value in training; noise, uniform in ±0.5, stands for rounding. All float32."""
-    return _bits(residual + noise, lower_bound(scales, SCALE_MIN))
+    """Bits of each value in training; noise, uniform in ±0.5, stands for rounding. All float32.
 
-
-def rounded_bits(symbols: Array, scales: Array) -> Array:
-    """Bits of each rounded value in training: what it will cost, gradients straight through.
-
-    Noise (`training_bits`) also charges for values that are rounded to 0 and cost nothing: at low
-    rates, where nearly all are, it counts twice the bits that are sent.
+    Noise also charges for values that are rounded to 0 and cost nothing. What is sent is counted by
+    symbols in place of the residual, and no noise: gradients then go straight through.
     """
-    return _bits(symbols, lower_bound(scales, SCALE_MIN))
+    return _bits(residual + noise, lower_bound(scales, SCALE_MIN))
 
 
 def estimated_bits(symbols: Array, scales: Array) -> Array:

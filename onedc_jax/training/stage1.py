@@ -11,7 +11,7 @@ from onedc_jax.models import transform
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.onedc import OneDC, build, param_shapes
-from onedc_jax.models.prior import rounded_bits, training_bits
+from onedc_jax.models.prior import training_bits
 from onedc_jax.models.quantize import CODEBOOK_SIZE
 from onedc_jax.training import distillation, losses
 from onedc_jax.training.sources import adapted_unet, replaced
@@ -149,7 +149,7 @@ def _proxy(name: str) -> Callable:
         return training_bits(out["residual"], out["scales"], u)
 
     def rounding(out, key):
-        return rounded_bits(out["symbols"], out["scales"])
+        return training_bits(out["symbols"], out["scales"], 0.0)
 
     proxies = dict(noise=noise, rounding=rounding)
     if name not in proxies:
