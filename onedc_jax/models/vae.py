@@ -3,8 +3,9 @@
 Its mid-block attention runs in windows, so that the cost grows with the number of pixels and not
 with its square. `patch` > 1 makes cheap full-resolution ends for small presets, in place of as many
 levels: the encoder begins with patches of pixels as channels (pixel unshuffle), the decoder ends
-with nearest-neighbour upsampling before its last convolution (a pixel shuffle would leave a grid).
-With `transform` latents begin as the strongest coefficients of blocks, see `transform.py`.
+with nearest-neighbour upsampling before its last convolution (kernels of their own for the pixels
+of a patch would leave a grid). With `transform` latents begin as the strongest coefficients of
+blocks, see `transform.py`.
 """
 
 from collections.abc import Callable, Sequence
