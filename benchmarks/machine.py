@@ -7,8 +7,6 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
-
 
 def heading() -> str:
     """The machine, the libraries' versions and the date, in a line."""
@@ -36,16 +34,32 @@ def seconds(work: Callable[[], object], least: float = 1.0, runs: int = 3) -> fl
     return min(found)
 
 
-def matrix_rate() -> float:
-    """FLOP/s of float32 matrix products in jax, 2048³: what this machine's peak is taken to be."""
+def matrix_rate(dtype: str = "float32") -> float:
+    """FLOP/s of large matrix products in jax: what this device's peak is taken to be."""
     import jax
     import jax.numpy as jnp
 
-    size = 2048
-    a = jnp.asarray(np.random.default_rng(0).standard_normal((size, size)), jnp.float32)
-    product = jax.jit(lambda a: a @ a)
-    jax.block_until_ready(product(a))
-    return 2 * size**3 / seconds(lambda: jax.block_until_ready(product(a)))
+    size = 2048 if jax.default_backend() == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size)).astype(dtype)
+    product = jax.jit(jnp.matmul)
+    jax.block_until_ready(product(a, a))
+    return 2 * size**3 / seconds(lambda: jax.block_until_ready(product(a, a)))
+
+
+def copy_rate() -> float:
+    """Bytes/s that are read and written when an array larger than any cache is gone through."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.zeros(1 << 28, jnp.float32)  # 1 GiB
+    program = jax.jit(lambda a: a + 1, donate_argnums=0)
+
+    def once() -> None:
+        nonlocal a
+        a = jax.block_until_ready(program(a))
+
+    once()
+    return 2 * a.nbytes / seconds(once)
 
 
 def table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
