@@ -91,6 +91,18 @@ def test_checkpoints_are_measured_through_bytes(stage1_run):
     assert coded[-1] == pytest.approx(8 * len(data) / 64**2)
 
 
+def test_squares_are_cut_at_one_place_of_several_images():
+    images = jnp.arange(6 * 8 * 8, dtype=jnp.float32).reshape(6, 8, 8, 1)
+    for key in map(jax.random.key, range(4)):
+        a, b = losses.sampled(key, 3, 4, images, -images)
+        assert a.shape == (3, 4, 4, 1)
+        np.testing.assert_array_equal(a, -b)
+        first = int(a[0, 0, 0, 0])
+        assert first // 64 < 2  # every other image, of the same place
+        np.testing.assert_array_equal(a[:, 0, 0, 0] - first, [0, 128, 256])
+        np.testing.assert_array_equal(jnp.diff(a[0, :, 0, 0]), 8)
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [

@@ -56,6 +56,26 @@ def shifted(key: Array, *images: Array, reach: int = 8) -> list[Array]:
     return [cut(image) for image in images]
 
 
+def sampled(key: Array, count: int, size: int, *images: Array) -> list[Array]:
+    """Squares of `size` pixels, at one random place, of `count` images evenly from the batch.
+
+    Of smaller images and batches, all that there is.
+    """
+    image_key, y_key, x_key = jax.random.split(key, 3)
+    b, h, w, c = images[0].shape
+    count, size = min(count, b), min(size, h, w)
+    every = b // count
+    first = jax.random.randint(image_key, (), 0, every)
+    y = jax.random.randint(y_key, (), 0, h - size + 1)
+    x = jax.random.randint(x_key, (), 0, w - size + 1)
+
+    def cut(image: Array) -> Array:
+        image = image[: count * every].reshape(count, every, h, w, c)
+        return jax.lax.dynamic_slice(image, (0, first, y, x, 0), (count, 1, size, size, c))[:, 0]
+
+    return [cut(image) for image in images]
+
+
 def whiteness(z: Array) -> Array:
     """How far the channels of z, float [..., C], are from zero mean, unit variance, no correlation.
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from onedc_jax.errors import OneDCError
 from onedc_jax.models import transform
+from onedc_jax.models.dists import dists, load_dists
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.onedc import OneDC, build, param_shapes
@@ -37,6 +38,7 @@ def make(config) -> Stage:
     semantics = distillation.load(config)
     optimizer = make_optimizer(config)
     bits_of = _proxy(config.rate.proxy)
+    texture = config.texture
 
     def init() -> tuple[TrainState, dict]:
         params = initial_params(
@@ -44,6 +46,8 @@ def make(config) -> Stage:
         )
         trainable, frozen = partition(params, config.trainable)
         frozen = dict(model=frozen, lpips=load_lpips(config.lpips.net))
+        if texture.weight:
+            frozen["dists"] = load_dists(texture.file)
         if semantics:
             trainable["head"] = semantics.init_head(model.codec.semantic, config.seed)
             frozen["tokenizer"] = semantics.params
@@ -58,7 +62,7 @@ def make(config) -> Stage:
     def loss(params, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
         params, head = whole(params, frozen)
-        noise_key, shift_key, rate_key, alone_key = jax.random.split(key, 4)
+        noise_key, shift_key, rate_key, alone_key, texture_key = jax.random.split(key, 5)
         rate = losses.spread(rate_key, len(image))
         alone = jax.random.bernoulli(alone_key, config.alone, (len(image),))
         out = model.apply({"params": params}, image, rate, alone if config.alone else None)
@@ -82,6 +86,10 @@ def make(config) -> Stage:
         total = config.l1 * terms["l1"] + terms["lpips"] + (weight * bpp).mean()
         for name in ("coarse", "latent", "whiteness"):
             total += config[name] * terms[name]
+        if texture.weight:
+            few = losses.sampled(texture_key, texture.images, texture.crop, decoded, image)
+            terms["dists"] = dists(frozen["dists"], *map(losses.to_unit, few)).mean()
+            total += texture.weight * terms["dists"]
         if semantics:
             terms |= semantics(head, frozen["tokenizer"], image, out["tokens"])
             meaning = terms["ce"] + config.distillation.mse * terms["semantic_mse"]
