@@ -26,12 +26,9 @@ from onedc_jax.models.inception import Inception
 EXPECTED = json.loads((GOLDEN / "metrics.json").read_text())  # by golden/make_metrics.py
 NORM = ("weight", "bias", "running_mean", "running_var")
 
-# The features are float32 products themselves, and their last bits differ from machine to machine.
-RTOL = 1e-6
-
 
 def test_fid_is_the_accepted_one():
-    np.testing.assert_allclose(frechet_distance(*features()), EXPECTED["fid"], rtol=RTOL)
+    np.testing.assert_allclose(frechet_distance(*features()), EXPECTED["fid"], rtol=1e-8)
 
 
 def test_fid_is_that_of_normal_distributions():
@@ -48,7 +45,7 @@ def test_fid_of_fewer_features_than_dimensions_is_finite_and_zero_for_equal_sets
 
 
 def test_kid_is_the_accepted_one_over_the_same_subsets():
-    np.testing.assert_allclose(kernel_distance(*features(), **KID), EXPECTED["kid"], rtol=RTOL)
+    np.testing.assert_allclose(kernel_distance(*features(), **KID), EXPECTED["kid"], rtol=1e-8)
 
 
 def test_kid_of_few_features_takes_them_all():
