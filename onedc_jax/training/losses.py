@@ -59,21 +59,13 @@ def shifted(key: Array, *images: Array, reach: int = 8) -> list[Array]:
 def sampled(key: Array, count: int, size: int, *images: Array) -> list[Array]:
     """Squares of `size` pixels, at one random place, of `count` images evenly from the batch.
 
-    Of smaller images and batches, all that there is.
+    The images are squares too. Of smaller ones and of smaller batches, all that there is.
     """
-    image_key, y_key, x_key = jax.random.split(key, 3)
-    b, h, w, c = images[0].shape
-    count, size = min(count, b), min(size, h, w)
-    every = b // count
-    first = jax.random.randint(image_key, (), 0, every)
-    y = jax.random.randint(y_key, (), 0, h - size + 1)
-    x = jax.random.randint(x_key, (), 0, w - size + 1)
-
-    def cut(image: Array) -> Array:
-        image = image[: count * every].reshape(count, every, h, w, c)
-        return jax.lax.dynamic_slice(image, (0, first, y, x, 0), (count, 1, size, size, c))[:, 0]
-
-    return [cut(image) for image in images]
+    first_key, place_key = jax.random.split(key)
+    every = max(len(images[0]) // count, 1)
+    chosen = jax.random.randint(first_key, (), 0, every) + every * jnp.arange(count)
+    few = [image[chosen[: len(image)]] for image in images]
+    return shifted(place_key, *few, reach=max(images[0].shape[1] - size, 0))
 
 
 def whiteness(z: Array) -> Array:
