@@ -21,6 +21,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 from machine import copy_rate, heading, matrix_rate, table
@@ -43,9 +45,9 @@ class Case(NamedTuple):
 class Runner(NamedTuple):
     """One side: `once()` decodes and waits; `memory()` is the peak in bytes, 0 if not known."""
 
-    once: object
-    memory: object
-    costs: dict = {}
+    once: Callable[[], object]
+    memory: Callable[[], int]
+    costs: Mapping[str, float] = MappingProxyType({})  # "flops" and "bytes", where they are counted
 
 
 def jax_runner(case: Case) -> Runner:
@@ -130,7 +132,7 @@ def child(side: str, case: Case) -> None:
     runner = jax_runner(case) if side == "jax" else torch_runner(case, side == "torch.compile")
     for _ in range(2):
         runner.once()
-    print(json.dumps(runner.costs | dict(memory=runner.memory())), flush=True)
+    print(json.dumps(dict(runner.costs) | dict(memory=runner.memory())), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         runner.once()
@@ -162,6 +164,7 @@ def measure(case: Case, sides: list[str], rounds: int, env: dict[str, str]) -> d
 
 def main(cases: list[Case], sides: list[str], rounds: int, env: dict[str, str]) -> None:
     rows = []
+    # In a process of its own: this one holds no device that the sides need.
     rates = json.loads(
         subprocess.run(
             [sys.executable, __file__, "--rates", "--dtype", cases[0].dtype],
