@@ -50,6 +50,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         schedule="constant",
         final_lr=1.0,
         warmup=500,  # updates
+        muon=0.0,  # where above 0, the rate of kernels, by Muon; of all else `lr` is
         weight_decay=0.01,
         b2=0.999,
         clip=5.0,  # global norm of the gradient

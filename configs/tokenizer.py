@@ -34,6 +34,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         schedule="constant",
         final_lr=1.0,
         warmup=500,  # steps
+        muon=0.0,  # where above 0, the rate of kernels, by Muon; of all else `lr` is
         weight_decay=0.0,  # it would draw unused codes to zero
         b2=0.99,
         clip=1.0,  # global norm of the gradient

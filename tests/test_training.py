@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -20,6 +21,7 @@ from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.vae import VAE
 from onedc_jax.training import losses
 from onedc_jax.training.loop import train
+from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.sources import widened
 from onedc_jax.training.state import gradient_update, init_state, merge, partition, paths
 
@@ -156,6 +158,28 @@ def test_partition_and_merge_are_inverse():
     assert trainable == {"a": {"x": 1, "y": None}, "b": 3}
     assert frozen == {"a": {"x": None, "y": 2}, "b": None}
     assert merge(trainable, frozen) == tree
+
+
+def test_muon_turns_kernels_by_as_much_in_all_directions():
+    config = ml_collections.ConfigDict(
+        dict(muon=0.1, lr=0.02, schedule="constant", warmup=0, clip=1e9, b2=0.99, weight_decay=0.0)
+    )
+    optimizer = make_optimizer(config)
+    shapes = dict(kernel=(3, 3, 8, 16), depthwise=dict(kernel=(3, 3, 1, 8)), bias=(16,), other=None)
+    rng = np.random.default_rng(0)
+    # What all inputs have in common outweighs all else in these gradients, as brightness does.
+    gradients = jax.tree.map(
+        lambda shape: jnp.asarray(rng.standard_normal(shape) + 10, jnp.float32),
+        shapes,
+        is_leaf=lambda x: isinstance(x, tuple),
+    )
+    changes, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
+    singular = np.linalg.svd(changes["kernel"].reshape(-1, 16), compute_uv=False)
+    assert singular.min() > 0.05 and singular.max() < 0.13
+    # A depthwise kernel is no matrix: each weight moves by itself, as a bias does.
+    moved = changes["depthwise"]["kernel"]
+    np.testing.assert_allclose(moved, np.broadcast_to(changes["bias"][:8], moved.shape), rtol=1e-3)
+    assert changes["other"] is None
 
 
 def test_what_trains_is_float32_whatever_it_was_read_as():

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 from ml_collections import config_dict
 
 from onedc_jax.training import loop
+from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.state import (
     Stage,
     gradient_update,
     init_state,
-    make_optimizer,
     measured,
 )
 
@@ -78,6 +78,7 @@ def recipe(**changes):
         schedule="constant",
         final_lr=1.0,
         warmup=2,
+        muon=0.0,
         weight_decay=0.0,
         b2=0.999,
         clip=1.0,

@@ -15,13 +15,13 @@ from onedc_jax.models.onedc import OneDC, build, param_shapes
 from onedc_jax.models.prior import training_bits
 from onedc_jax.models.quantize import CODEBOOK_SIZE
 from onedc_jax.training import distillation, losses
+from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.sources import adapted_unet, replaced
 from onedc_jax.training.state import (
     Stage,
     TrainState,
     gradient_update,
     init_state,
-    make_optimizer,
     measured,
     merge,
     partition,

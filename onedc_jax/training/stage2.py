@@ -17,12 +17,12 @@ from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.onedc import OneDC, build, param_shapes
 from onedc_jax.training import dmd, losses
+from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.scores import Scores
 from onedc_jax.training.state import (
     Stage,
     TrainState,
     gradient_update,
-    make_optimizer,
     merge,
     partition,
 )

@@ -80,25 +80,6 @@ def merge(params: Tree, others: Tree) -> Tree:
     )
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
-    """AdamW behind global-norm clipping.
-
-    The rate warms up, then stays constant or decays as a cosine until `config.steps`.
-    """
-    if config.schedule == "constant":
-        rate = optax.linear_schedule(0.0, config.lr, config.warmup)
-    elif config.schedule == "cosine":
-        rate = optax.warmup_cosine_decay_schedule(
-            0.0, config.lr, config.warmup, config.steps, config.lr * config.final_lr
-        )
-    else:
-        raise OneDCError(f"schedule={config.schedule!r}: expected constant or cosine")
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(rate, b1=0.9, b2=config.b2, weight_decay=config.weight_decay),
-    )
-
-
 def init_state(
     params: Tree, optimizer: optax.GradientTransformation, ema: float = 0.0
 ) -> TrainState:

@@ -17,13 +17,13 @@ from onedc_jax.models.init import random_params
 from onedc_jax.models.unet import UNet
 from onedc_jax.models.vae import VAE
 from onedc_jax.training import losses
+from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.sources import load_part, replaced
 from onedc_jax.training.state import (
     Stage,
     TrainState,
     gradient_update,
     init_state,
-    make_optimizer,
     measured,
     merge,
     partition,

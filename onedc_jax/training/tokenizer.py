@@ -11,12 +11,12 @@ from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.vqgan import VQGAN
 from onedc_jax.training import losses
+from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.state import (
     Stage,
     TrainState,
     gradient_update,
     init_state,
-    make_optimizer,
     measured,
     merge,
     partition,
