@@ -9,9 +9,8 @@ from pictures import photo
 
 from onedc_jax.errors import ModelError
 from onedc_jax.models import transform
-from onedc_jax.models.onedc import OneDC, build
+from onedc_jax.models.onedc import build
 from onedc_jax.training.stage1 import initial_params
-from onedc_jax.training.widening import with_channels
 
 LATENTS, CHANNELS = 32, 48
 MODEL = MICRO_MODEL | dict(
@@ -77,28 +76,3 @@ def blocks_of(image: np.ndarray, size: int) -> np.ndarray:
     _, h, w, c = image.shape
     x = image.reshape(1, h // size, size, w // size, size, c)
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(1, h // size, w // size, -1)
-
-
-def test_more_channels_change_nothing_at_first():
-    """What the narrow model makes of y, the wider one makes of y and zeros, which it expects."""
-    model = build(MODEL)
-    sources = dict(vae="", codec="", generator="", unet="", reshaped=False)
-    params = initial_params(model, 0, sources, y_gain=4.0, span=16.0)
-    wide_config, wide = with_channels(MODEL, params, CHANNELS + 8, y_gain=4.0, seed=1)
-    rng = np.random.default_rng(0)
-    y = rng.integers(-3, 4, (1, 8, 8, 4, CHANNELS // 4)).astype(np.float32)
-    z, rate = rng.integers(0, 16384, (1, 2, 2)).astype(np.int32), np.full(1, 0.4, np.float32)
-    more = np.pad(y, ((0, 0),) * 4 + ((0, 2),))  # two for each of the prior's four groups
-
-    def run(config, params, y):
-        model, y = build(config), y.reshape(1, 8, 8, -1)
-        ask = lambda *args, method: model.apply({"params": params}, *args, method=method)
-        features = ask(z, rate, method=OneDC.prior_parameters)
-        steps = [ask(k, y, features, method=OneDC.prior_step)[0] for k in range(4)]
-        return ask(y, z, rate, method=OneDC.reconstruct), jnp.stack(steps)
-
-    (image, means), (wide_image, wide_means) = run(MODEL, params, y), run(wide_config, wide, more)
-    np.testing.assert_allclose(wide_image, image, atol=1e-5)
-    old = CHANNELS // 4
-    np.testing.assert_allclose(wide_means[..., :old], means, atol=1e-5)
-    assert np.abs(wide_means[..., old:]).max() < 0.25  # of the rounding step

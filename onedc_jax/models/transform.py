@@ -22,8 +22,7 @@ Array = jax.Array
 # Colours as natural images have them, almost uncorrelated; and their deviations to the first's.
 _COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 _CHROMA = np.array([1.0, 0.29, 0.15])
-BESIDE = 0.1
-"""How large networks begin beside what they are added to."""
+_BESIDE = 0.1
 
 
 class BlockTransform(nn.Module):
@@ -107,7 +106,7 @@ def begin_autoencoder(vae: dict[str, Any]) -> None:
     """Sets the parameters of a `VAE` with `transform`, in place."""
     _set_pair(vae["block_transform"], vae["block_inverse"], 8)
     for part in ("encoder", "decoder"):
-        vae[part]["conv_out"]["kernel"] *= np.float32(BESIDE)
+        vae[part]["conv_out"]["kernel"] *= np.float32(_BESIDE)
 
 
 def begin_codec(codec: dict[str, Any], generator: dict[str, Any], gain: float) -> None:
@@ -128,7 +127,7 @@ def begin_codec(codec: dict[str, Any], generator: dict[str, Any], gain: float) -
         generator["unet"]["conv_out"],
         *(generator["vae_reduction"][name] for name in ("blocks_5", "short_cut")),
     ):
-        last["kernel"] *= np.float32(BESIDE)
+        last["kernel"] *= np.float32(_BESIDE)
 
 
 def _set_pair(forward: dict[str, Any], inverse: dict[str, Any], size: int) -> np.ndarray:
