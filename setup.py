@@ -8,7 +8,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "onedc_jax/__init__.py").re
 readme = here / "README.md"
 
 train = [
-    "optax>=0.2.5,<0.3",
+    "optax>=0.2.8,<0.3",
     "grain>=0.2.12,<0.3",
     "ml-collections>=1.0,<2",
     "tensorflow-datasets>=4.9",

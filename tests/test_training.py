@@ -115,6 +115,7 @@ def test_squares_are_cut_at_one_place_of_several_images():
         ({"trainable": "nothing/"}, "matches no parameter"),
         ({"stage": "stage9"}, "expected one of"),
         ({"schedule": "sawtooth"}, "expected constant or cosine"),
+        ({"schedule": "cosine", "warmup": 4}, "steps=4: .* more than its warm-up, warmup=4"),
         ({"rate.proxy": "hope"}, "expected noise or rounding"),
     ],
 )

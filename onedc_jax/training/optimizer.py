@@ -19,9 +19,11 @@ def make_optimizer(config) -> optax.GradientTransformation:
 
     Muon (Jordan, 2024) makes each kernel's step orthogonal, so that what all inputs have in common,
     as the brightness of an image, changes by no more than anything else does: Adam's steps add up
-    over a kernel's inputs, and networks without norms bear only small ones.
+    over a kernel's inputs, and networks without norms bear only small ones. The rest's AdamW has
+    Nesterov's momentum then, as Muon does.
 
-    All rates warm up, then stay constant or decay as a cosine until `config.steps`.
+    All rates warm up, then stay constant or decay as a cosine until `config.steps`. Raises
+    OneDCError for another schedule, and for a cosine no longer than its warm-up.
     """
 
     def rate(peak: float):
@@ -29,6 +31,11 @@ def make_optimizer(config) -> optax.GradientTransformation:
             # Without steps, a linear schedule stays where it begins.
             return optax.linear_schedule(0.0 if config.warmup else peak, peak, config.warmup)
         if config.schedule == "cosine":
+            if config.steps <= config.warmup:
+                raise OneDCError(
+                    f"steps={config.steps}: a cosine schedule needs more than its warm-up, "
+                    f"warmup={config.warmup}"
+                )
             return optax.warmup_cosine_decay_schedule(
                 0.0, peak, config.warmup, config.steps, peak * config.final_lr
             )

@@ -72,8 +72,8 @@ def restore(checkpointer: ocp.training.Checkpointer, state, shardings):
     except Exception as error:  # Orbax raises many kinds
         raise OneDCError(
             f"{checkpointer.directory}: its checkpoint {checkpointer.latest.step} cannot be read "
-            f"as a state of this stage ({type(error).__name__}); choose another --workdir, or "
-            "remove what is damaged"
+            f"as a state of this stage ({type(error).__name__}); choose another --workdir, take "
+            "back what another muon or ema turned on or off, or remove what is damaged"
         ) from error
 
 
