@@ -32,6 +32,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         # model, which the generator begins as but for its first convolution.
         init=dict(vae="", codec="", generator="", unet="", reshaped=False),
         l1=1.0,
+        perceptual=1.0,  # weight of LPIPS; at 0 it is not computed
         coarse=0.0,  # weight of the same distance between means of 16x16 pixels
         # Weight of DISTS between squares of `crop` pixels of so many of a step's images: its VGG is
         # slow on CPUs. `file` is its weights.pt, by default that of the package DISTS-pytorch.

@@ -17,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 from onedc_jax.errors import OneDCError
 from onedc_jax.log import JsonLines
 from onedc_jax.training.loop import train
+from onedc_jax.training.saving import open_checkpoints
 
 ROOT = Path(__file__).parent.parent
 
@@ -111,6 +112,14 @@ def test_the_best_checkpoint_outlives_later_ones(tmp_path):
     measured = [d["validation_loss"] for d in map(json.loads, lines) if "validation_loss" in d]
     assert len(measured) == 3 and measured[0] == max(measured)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "6"]
+
+
+def test_a_checkpoint_that_lacks_the_metric_is_the_worst(tmp_path):
+    """A run may go on by another metric than it began with."""
+    with open_checkpoints(tmp_path, every=1, keep=1, best="new") as checkpointer:
+        for step, metrics in enumerate([{"old": 0.0}, {"new": 1.0}, {"new": 2.0}, {"new": 3.0}]):
+            checkpointer.save(step, {"x": np.zeros(1)}, metrics=metrics)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
 
 
 def test_what_is_not_finite_stops_the_run_with_a_diagnosis(tmp_path):

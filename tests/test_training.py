@@ -85,6 +85,13 @@ def test_a_run_leaves_metrics_and_pictures(stage1_run):
     assert (stage1_run / "panels" / "0000004.png").is_file()
 
 
+def test_lpips_is_computed_only_where_it_counts(vae_run):
+    workdir = vae_run.with_name("without")
+    train(from_vae(vae_run, perceptual=0.0, steps=1), workdir)
+    line = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[0])
+    assert "l1" in line and "lpips" not in line
+
+
 def test_checkpoints_are_measured_through_bytes(stage1_run):
     lines = [json.loads(line) for line in (stage1_run / "metrics.jsonl").read_text().splitlines()]
     coded = [line["validation_coded_bpp"] for line in lines if "validation_coded_bpp" in line]

@@ -1,6 +1,7 @@
 """What a run leaves in its workdir: its configuration, checkpoints, the model, a diagnosis."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -51,7 +52,8 @@ def open_checkpoints(
     if best:
         name, sign = best.lstrip("-"), -1 if best.startswith("-") else 1
         # It keeps the last of the ascending order, so the best must have the highest value.
-        value = lambda metrics: -sign * metrics[name]
+        # One that was saved when this was not measured is the worst.
+        value = lambda metrics: -sign * (metrics or {}).get(name, sign * math.inf)
         policy = preserve.AnyPreservationPolicy([policy, preserve.BestN(get_metric_fn=value, n=1)])
     return ocp.training.Checkpointer(
         workdir / "checkpoints",

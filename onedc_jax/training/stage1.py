@@ -45,7 +45,9 @@ def make(config) -> Stage:
             model, config.seed, config.init, y_gain=config.y_gain, span=config.rate.span
         )
         trainable, frozen = partition(params, config.trainable)
-        frozen = dict(model=frozen, lpips=load_lpips(config.lpips.net))
+        frozen = dict(model=frozen)
+        if config.perceptual:
+            frozen["lpips"] = load_lpips(config.lpips.net)
         if texture.weight:
             frozen["dists"] = load_dists(texture.file)
         if semantics:
@@ -73,19 +75,20 @@ def make(config) -> Stage:
         weight = losses.ramp(step, config.rate.weight, config.rate.ramp)
         if model.codec.rates > 1:
             weight *= config.rate.span ** (1.0 - rate)
-        pair = map(losses.to_unit, losses.shifted(shift_key, decoded, image))
-        distance = lpips(frozen["lpips"], *pair, **config.lpips).mean()
         terms = dict(
             l1=losses.l1(decoded, image),
-            lpips=distance,
             bpp=bpp.mean(),
             coarse=losses.l1(*(losses.pooled(x, 16) for x in (decoded, image))),
             latent=jnp.square(out["x0"] - out["latent"]).mean(),
             whiteness=losses.whiteness(out["z"].astype(jnp.float32)),
         )
-        total = config.l1 * terms["l1"] + terms["lpips"] + (weight * bpp).mean()
+        total = config.l1 * terms["l1"] + (weight * bpp).mean()
         for name in ("coarse", "latent", "whiteness"):
             total += config[name] * terms[name]
+        if config.perceptual:
+            pair = map(losses.to_unit, losses.shifted(shift_key, decoded, image))
+            terms["lpips"] = lpips(frozen["lpips"], *pair, **config.lpips).mean()
+            total += config.perceptual * terms["lpips"]
         if texture.weight:
             few = losses.sampled(texture_key, texture.images, texture.crop, decoded, image)
             terms["dists"] = dists(frozen["dists"], *map(losses.to_unit, few)).mean()
