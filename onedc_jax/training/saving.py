@@ -53,7 +53,7 @@ def open_checkpoints(
         name, sign = best.lstrip("-"), -1 if best.startswith("-") else 1
         # It keeps the last of the ascending order, so the best must have the highest value.
         # One that was saved when this was not measured is the worst.
-        value = lambda metrics: -sign * (metrics or {}).get(name, sign * math.inf)
+        value = lambda metrics: -sign * metrics[name] if name in metrics else -math.inf
         policy = preserve.AnyPreservationPolicy([policy, preserve.BestN(get_metric_fn=value, n=1)])
     return ocp.training.Checkpointer(
         workdir / "checkpoints",
