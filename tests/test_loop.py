@@ -122,6 +122,14 @@ def test_a_checkpoint_that_lacks_the_metric_is_the_worst(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
 
 
+def test_a_best_that_nothing_measures_is_refused(tmp_path):
+    with pytest.raises(OneDCError, match="best='-lpisp': not measured .* there are .*loss"):
+        train(toy.recipe(best="-lpisp", validation_batches=1), tmp_path / "run")
+    with pytest.raises(OneDCError, match="best='loss': not measured .* nothing is"):
+        train(toy.recipe(best="loss"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_not_finite_stops_the_run_with_a_diagnosis(tmp_path):
     workdir = tmp_path / "run"
     with pytest.raises(OneDCError, match=r"step 4, .* loss not finite.*a/matrix, colour") as caught:

@@ -55,6 +55,8 @@ def train(config, workdir: str | Path) -> None:
     # On the host: what the devices hold together may be too much for the first of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         state, frozen = jax.device_get(stage.init())
+    examine = _Examination(config, stage, mesh, validation, coded)
+    examine.refuse_unmeasured(config.best, state, frozen)
     saving.claim(workdir, config)
     progress = tqdm(total=config.steps, unit="step", disable=jax.process_index() > 0)
     programs = Programs(stage, mesh, state, frozen, say=progress.write)
@@ -72,7 +74,6 @@ def train(config, workdir: str | Path) -> None:
         start = int(state.step)
         progress.update(start)
         run = _Run(config, workdir, stage, programs, progress, start)
-        examine = _Examination(config, stage, mesh, validation, coded)
         stream = _batches(config, data, config.batch_size, start=start, **shown(config))
         for step in range(start, config.steps):
             batch = place(mesh, next(stream))
@@ -179,6 +180,19 @@ class _Examination:
         stream = _batches(config, source, config.batch_size, **_plain(config))
         self._many = [place(mesh, next(stream)) for _ in range(config.validation_batches)]
         self._coded = coded
+
+    def refuse_unmeasured(self, best: str, state, frozen) -> None:
+        """OneDCError where the metric that a run keeps its best checkpoint by is none of these."""
+        names = [f"coded_{name}" for name in self._coded.names] if self._coded else []
+        if best and self._many:
+            key = jax.random.key(0)
+            names += self._measure.eval_shape(state, frozen, self._many[0], key)  # traced anyway
+        if best and best.lstrip("-") not in names:
+            told = f"there are {', '.join(sorted(names))}" if names else "nothing is"
+            raise OneDCError(
+                f"best={best!r}: not measured on validation images; {told} (\"\" keeps the last "
+                "checkpoints only)"
+            )
 
     def panel(self, state, frozen) -> dict[str, np.ndarray]:
         return jax.device_get(self._panel(state, frozen, self._few))
