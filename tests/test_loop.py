@@ -123,9 +123,9 @@ def test_a_checkpoint_that_lacks_the_metric_is_the_worst(tmp_path):
 
 
 def test_a_best_that_nothing_measures_is_refused(tmp_path):
-    with pytest.raises(OneDCError, match="best='-lpisp': not measured .* there are .*loss"):
+    with pytest.raises(OneDCError, match=r"best='-lpisp': not measured .* there are .*loss"):
         train(toy.recipe(best="-lpisp", validation_batches=1), tmp_path / "run")
-    with pytest.raises(OneDCError, match="best='loss': not measured .* nothing is"):
+    with pytest.raises(OneDCError, match=r"best='loss': not measured .* nothing is"):
         train(toy.recipe(best="loss"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

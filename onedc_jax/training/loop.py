@@ -190,7 +190,7 @@ class _Examination:
         if best and best.lstrip("-") not in names:
             told = f"there are {', '.join(sorted(names))}" if names else "nothing is"
             raise OneDCError(
-                f"best={best!r}: not measured on validation images; {told} (\"\" keeps the last "
+                f'best={best!r}: not measured on validation images; {told} ("" keeps the last '
                 "checkpoints only)"
             )
 
