@@ -4,8 +4,7 @@
         --config.init.vae=runs/vae
 
 Then --config.init.teacher=runs/teacher in stage 2 and, at `:full`, --config.init.unet=runs/teacher
-in stage 1. A stage that trained the VAE's decoder further (stage 1 at :tiny) left the encoder
-alone, and with it these latents.
+in stage 1. Stage 1 at `:tiny` makes a VAE of its own: --config.init.vae=runs/stage1.
 
 Objective: the mean squared error of the noise predicted at timesteps drawn from all 1000. `:full`
 has the sizes of Stable Diffusion 1.5 and its batch; `:tiny` those of the embedded preset's
@@ -69,14 +68,14 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.batch_size = 16
         c.model.unet = dict(
             norm_groups=8,
-            widths=(72, 112, 128, 128),
-            layers=1,
-            attention=(False, False, True, False),
+            widths=(64, 80, 64),
+            layers=0,
+            attention=(False, False, True),
             heads=4,
-            out_channels=32,
+            out_channels=48,
         )
-        c.model.text = dict(width=96, layers=2, heads=4, hidden=384)
-        c.model.context = 96
+        c.model.text = dict(width=64, layers=2, heads=4, hidden=256)
+        c.model.context = 64
         c.model.latent_scale = 1.0
         c.dtype = "float32"
         c.ema = 0.998

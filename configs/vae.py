@@ -58,12 +58,12 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.steps = 400
         c.batch_size = 16
         c.model.vae = dict(
-            widths=(16, 32, 48),
-            encoder_widths=(8, 16, 32),
+            widths=(40, 72),
+            encoder_widths=(24, 48),
             layers=0,
-            latent_channels=32,
+            latent_channels=48,
             window=None,  # no attention
-            patch=2,  # the first and last convolution work at half the resolution
+            patch=4,  # the first and last convolution work at a quarter of the resolution
             transform=True,  # there is a picture from the first step
             norm_groups=0,  # no norms: see layers.GroupNorm
         )

@@ -28,6 +28,7 @@ def recipe(name: str, **changes):
     config.batch_size, config.data.crops_per_image, config.panel_images = 2, 1, 1
     config.steps, config.checkpoint_every, config.log_every, config.warmup = 4, 2, 1, 1
     config.validation_batches, config.best = 0, ""  # a program more to compile
+    config.muon = 0.0  # as is its orthogonalisation of each kernel
     config.update_from_flattened_dict(changes)
     return config
 

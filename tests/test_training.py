@@ -168,12 +168,13 @@ def test_partition_and_merge_are_inverse():
     assert merge(trainable, frozen) == tree
 
 
-def test_muon_turns_kernels_by_as_much_in_all_directions():
+def test_muon_turns_kernels_by_as_much_in_all_directions_and_transforms_by_a_tenth():
     config = ml_collections.ConfigDict(
         dict(muon=0.1, lr=0.02, schedule="constant", warmup=0, clip=1e9, b2=0.99, weight_decay=0.0)
     )
     optimizer = make_optimizer(config)
     shapes = dict(kernel=(3, 3, 8, 16), depthwise=dict(kernel=(3, 3, 1, 8)), bias=(16,), other=None)
+    shapes |= dict(block_inverse=dict(kernel=(2, 2, 24, 16)))
     rng = np.random.default_rng(0)
     # What all inputs have in common outweighs all else in these gradients, as brightness does.
     gradients = jax.tree.map(
@@ -182,8 +183,9 @@ def test_muon_turns_kernels_by_as_much_in_all_directions():
         is_leaf=lambda x: isinstance(x, tuple),
     )
     changes, _ = optimizer.update(gradients, optimizer.init(gradients), gradients)
-    singular = np.linalg.svd(changes["kernel"].reshape(-1, 16), compute_uv=False)
-    assert singular.min() > 0.05 and singular.max() < 0.13
+    for part, rate in ((changes, 0.1), (changes["block_inverse"], 0.01)):
+        singular = np.linalg.svd(part["kernel"].reshape(-1, 16), compute_uv=False)
+        assert singular.min() > 0.5 * rate and singular.max() < 1.3 * rate
     # A depthwise kernel is no matrix: each weight moves by itself, as a bias does.
     moved = changes["depthwise"]["kernel"]
     np.testing.assert_allclose(moved, np.broadcast_to(changes["bias"][:8], moved.shape), rtol=1e-3)

@@ -35,7 +35,6 @@ def test_a_model_begins_as_what_it_transforms():
     sources = dict(vae="", codec="", generator="", unet="", reshaped=False)
     model = build(MODEL)
     params = initial_params(model, 0, sources, y_gain=4.0, span=16.0)
-    transform.begin_autoencoder(params["vae"])
     image = jnp.asarray(photo(128, 192)[None] / 127.5 - 1, jnp.float32)
     run = jax.jit(lambda p, x, r: model.apply({"params": p}, x, r))
     blocks = {size: blocks_of(np.asarray(image), size) for size in (8, 16)}

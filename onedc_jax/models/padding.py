@@ -21,7 +21,7 @@ from onedc_jax.models.layers import (
 )
 from onedc_jax.models.transform import BlockInverse
 from onedc_jax.models.unet import Attention, SelfAttention
-from onedc_jax.models.vae import UpsampledConv, WindowAttention
+from onedc_jax.models.vae import WindowAttention
 
 Array = jax.Array
 
@@ -59,7 +59,7 @@ def within(
         match context.module if context.method_name == "__call__" else None:
             case Conv(size=size) if size > 1:
                 args = (jnp.where(here(x), x, 0), *args[1:])
-            case DepthwiseConv3x3() | UpsampledConv():
+            case DepthwiseConv3x3():
                 args = (jnp.where(here(x), x, 0), *args[1:])
             case BlockInverse():
                 args = (_extended(x, sizes, blocks), *args[1:])

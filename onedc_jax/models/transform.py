@@ -22,11 +22,15 @@ Array = jax.Array
 # Colours as natural images have them, almost uncorrelated; and their deviations to the first's.
 _COLOURS = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
 _CHROMA = np.array([1.0, 0.29, 0.15])
-_BESIDE = 0.1
+_BESIDE, _BESIDE_PIXELS = 0.1, 0.02
 
 
 class BlockTransform(nn.Module):
-    """Image [B, H, W, 3] -> coefficients of its blocks, float32 [B, H/size, W/size, features]."""
+    """Image [B, H, W, 3] -> coefficients of its blocks, float32 [B, H/size, W/size, features].
+
+    Their scale is apart from the kernel (as a logarithm): a step of training then changes the
+    functions of a block by the same angle whether they are strong in photographs or faint.
+    """
 
     features: int
     size: int
@@ -34,7 +38,7 @@ class BlockTransform(nn.Module):
     @nn.compact
     def __call__(self, image: Array) -> Array:
         blocks = pixel_unshuffle(image.astype(jnp.float32), self.size)
-        return Conv(self.features, bias=False, name="map")(blocks)
+        return Conv(self.features, bias=False, name="map")(blocks) * _scale(self, self.features)
 
 
 class BlockInverse(nn.Module):
@@ -51,11 +55,18 @@ class BlockInverse(nn.Module):
         _, h, w, c = x.shape
         shape = (2, 2, c, 3 * self.size**2)
         kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
-        x = jnp.pad(x.astype(jnp.float32), ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+        x = x.astype(jnp.float32) * _scale(self, c)
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
         corners = [(i, j) for i in range(2) for j in range(2)]
         parts = (x[:, i : i + h + 1, j : j + w + 1] @ kernel[i, j] for i, j in corners)
         half = self.size // 2
         return pixel_shuffle(sum(parts), self.size)[:, half:-half, half:-half]
+
+
+def _scale(module: nn.Module, features: int) -> Array:
+    """exp of the parameter "log_scale" [features], to meet features [B, h, w, C]."""
+    logarithm = parameter(module, "log_scale", nn.initializers.zeros, (features,))
+    return jnp.exp(logarithm)[None, None, None]
 
 
 def modes(size: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -105,8 +116,8 @@ def _cosines(size: int, x: np.ndarray) -> np.ndarray:
 def begin_autoencoder(vae: dict[str, Any]) -> None:
     """Sets the parameters of a `VAE` with `transform`, in place."""
     _set_pair(vae["block_transform"], vae["block_inverse"], 8)
-    for part in ("encoder", "decoder"):
-        vae[part]["conv_out"]["kernel"] *= np.float32(_BESIDE)
+    vae["encoder"]["conv_out"]["kernel"] *= np.float32(_BESIDE)
+    vae["decoder"]["conv_out"]["kernel"] *= np.float32(_BESIDE_PIXELS)
 
 
 def begin_codec(codec: dict[str, Any], generator: dict[str, Any], gain: float) -> None:
@@ -134,9 +145,11 @@ def _set_pair(forward: dict[str, Any], inverse: dict[str, Any], size: int) -> np
     """Sets a `BlockTransform` and its `BlockInverse`; returns the coefficients' deviations."""
     kernel = forward["map"]["kernel"]
     chosen, deviations = modes(size, kernel.shape[-1])
-    kernel[0, 0] = (basis(size, chosen) / deviations).reshape(-1, len(deviations))
+    kernel[0, 0] = basis(size, chosen).reshape(-1, len(deviations))
+    forward["log_scale"][...] = -np.log(deviations)
+    inverse["log_scale"][...] = np.log(deviations)
     # [3, 2, size, 2, size, K]: what a block gives to the four squares between blocks.
-    parts = (faded(size, chosen) * deviations).reshape(3, 2, size, 2, size, -1)
+    parts = faded(size, chosen).reshape(3, 2, size, 2, size, -1)
     parts = parts[:, ::-1, :, ::-1].transpose(1, 3, 5, 0, 2, 4)
     inverse["kernel"][...] = parts.reshape(inverse["kernel"].shape)
     return deviations

@@ -2,9 +2,8 @@
 
 Its mid-block attention runs in windows, so that the cost grows with the number of pixels and not
 with its square. `patch` > 1 makes cheap full-resolution ends for small presets, in place of as many
-levels: the encoder begins with patches of pixels as channels (pixel unshuffle), the decoder ends
-with nearest-neighbour upsampling before its last convolution (kernels of their own for the pixels
-of a patch would leave a grid). With `transform` latents begin as the strongest coefficients of
+levels: the encoder begins with patches of pixels as channels (pixel unshuffle), and the decoder
+ends with them (pixel shuffle). With `transform` latents begin as the strongest coefficients of
 blocks, see `transform.py`.
 """
 
@@ -15,15 +14,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from onedc_jax.models.layers import (
     Conv,
     Dense,
     GroupNorm,
     attention,
-    convolved,
-    parameter,
     pixel_shuffle,
     pixel_unshuffle,
     recomputed,
@@ -146,33 +142,6 @@ class Encoder(nn.Module):
         return Conv(self.features, 3, dtype=self.dtype, name="conv_out")(x)
 
 
-class UpsampledConv(nn.Module):
-    """A 3×3 convolution of x made `factor` times larger by nearest neighbours.
-
-    x [B, H, W, C] -> [B, factor · H, factor · W, features]. The larger x is never made: of a small
-    one's 3×3 neighbourhood all factor² outputs that lie in it are computed at once, several times
-    faster where they have few channels.
-    """
-
-    features: int
-    factor: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        init = nn.initializers.lecun_normal()
-        kernel = parameter(self, "kernel", init, (3, 3, x.shape[-1], self.features))
-        # Row i of the kernel meets, at output row a of a small one's, one of its three neighbours.
-        rows = np.add.outer(np.arange(self.factor), np.arange(-1, 2)) // self.factor + 1  # [a, i]
-        meets = np.eye(3, dtype=np.float32)[rows]  # [a, i, neighbour]
-        folded = jnp.einsum("aip,bjq,ijcf->pqcfab", meets, meets, kernel, precision="highest")
-        folded = folded.reshape(3, 3, x.shape[-1], -1)
-        y = convolved(x.astype(self.dtype), folded, 1, ((1, 1), (1, 1)))
-        y = pixel_shuffle(y, self.factor)
-        bias = parameter(self, "bias", nn.initializers.zeros, (self.features,))
-        return y + bias.astype(y.dtype)[None, None, None]
-
-
 class Decoder(nn.Module):
     """Latent [B, H/8, W/8, C] -> [B, H, W, features]."""
 
@@ -194,7 +163,8 @@ class Decoder(nn.Module):
             level = partial(Level, width, self.layers + 1, change, self.resnet, self.dtype)
             x = level(name=f"up_blocks_{i}")(x)
         x = nn.silu(self.norm(name="conv_norm_out")(x))
-        return UpsampledConv(self.features, self.patch, self.dtype, name="conv_out")(x)
+        x = Conv(self.features * self.patch**2, 3, dtype=self.dtype, name="conv_out")(x)
+        return pixel_shuffle(x, self.patch)
 
 
 class VAE(nn.Module):

@@ -13,6 +13,10 @@ Tree = Any
 # in a row for each of some hundred kernels take XLA minutes to compile.
 _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
+# Block transforms begin where they belong, and an image passes four in a row: at the full rate its
+# brightness swings from step to step.
+_TRANSFORMS, _TRANSFORM_RATE = {"block_transform", "block_inverse"}, 0.1
+
 
 def make_optimizer(config) -> optax.GradientTransformation:
     """AdamW behind global-norm clipping; with `config.muon`, Muon for kernels at that rate.
@@ -53,7 +57,14 @@ def make_optimizer(config) -> optax.GradientTransformation:
         )
     else:
         rule = optax.adamw(rate(config.lr), b1=0.9, b2=config.b2, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.clip), rule)
+    slower = optax.masked(optax.scale(_TRANSFORM_RATE), _in_transforms)
+    return optax.chain(optax.clip_by_global_norm(config.clip), rule, slower)
+
+
+def _in_transforms(params: Tree) -> Tree:
+    """Which parameters are those of block transforms (`models/transform.py`), booleans."""
+    within = lambda path, _: any(getattr(entry, "key", None) in _TRANSFORMS for entry in path)
+    return jax.tree_util.tree_map_with_path(within, params)
 
 
 def _matrices(params: Tree) -> Tree:

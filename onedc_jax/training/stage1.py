@@ -132,6 +132,8 @@ def initial_params(
     both a generator and a U-Net to begin with.
     """
     params = random_params(param_shapes(model), seed)
+    if model.vae.transform:
+        transform.begin_autoencoder(params["vae"])
     if model.codec.transform:
         transform.begin_codec(params["codec"], params["generator"], y_gain)
     else:
