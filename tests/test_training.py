@@ -46,8 +46,10 @@ def stage1_run(vae_run):
 
 
 def from_vae(vae_run: Path, **changes):
-    """Stage 1 after `vae_run`, at a rate that does not depend on the number of steps."""
-    return recipe("stage1", **{"init.vae": str(vae_run), "schedule": "constant"} | changes)
+    """Stage 1 after `vae_run`, whose encoder stays, at a rate that no number of steps changes."""
+    parts = r"codec/|generator/|vae/(decoder|post_quant_conv)/"
+    fixed = {"init.vae": str(vae_run), "trainable": parts, "schedule": "constant"}
+    return recipe("stage1", **fixed | changes)
 
 
 def leaves(path: Path) -> dict[str, np.ndarray]:
