@@ -4,7 +4,7 @@ From random kernels it takes a network days to find what a cosine transform does
 many coefficients a block as there are latent channels, it is nearer to the image by every metric
 than a small autoencoder after hours. So where a model has `transform`, its latents and its y begin
 as the coefficients of blocks of 8×8 and 16×16 pixels, each of about unit variance, and the networks
-beside them as a tenth of what they would be; all of it is trained.
+beside them as a tenth of what they would be, that for pixels a fiftieth; all of it is trained.
 """
 
 from typing import Any

@@ -183,11 +183,12 @@ class _Examination:
 
     def refuse_unmeasured(self, best: str, state, frozen) -> None:
         """OneDCError where the metric that a run keeps its best checkpoint by is none of these."""
+        if not best:
+            return
         names = [f"coded_{name}" for name in self._coded.names] if self._coded else []
-        if best and self._many:
-            key = jax.random.key(0)
-            names += self._measure.eval_shape(state, frozen, self._many[0], key)  # traced anyway
-        if best and best.lstrip("-") not in names:
+        if self._many:
+            names += self._measure.eval_shape(state, frozen, self._many[0], jax.random.key(0))
+        if best.lstrip("-") not in names:
             told = f"there are {', '.join(sorted(names))}" if names else "nothing is"
             raise OneDCError(
                 f'best={best!r}: not measured on validation images; {told} ("" keeps the last '
