@@ -85,3 +85,12 @@ def test_attention_of_the_analysis_is_where_asked():
     attended = {p.rpartition("/attentions")[0] for p in shapes(small, x) if "/attentions" in p}
     assert attended == {"down_blocks_0", "down_blocks_1", "mid_block", "up_blocks_0", "up_blocks_1"}
     assert not any("attentions" in path for path in shapes(off, x))
+
+
+@pytest.mark.parametrize("widths, layers", [((8, 16), 1), ((8, 16, 24), 0), ((8,), 0)])
+def test_the_middle_is_as_wide_as_said(widths, layers):
+    """Also without residual blocks, where the last level has no width of its own."""
+    unet = UNet(widths, layers, (False,) * len(widths), heads=2, norm_groups=1)
+    inputs = jnp.zeros((1, 16, 16, 4)), jnp.array([7]), jnp.zeros((1, 1, 8))
+    (_, middle), _ = jax.eval_shape(unet.init_with_output, jax.random.key(0), *inputs)
+    assert middle.shape[-1] == unet.middle_width

@@ -269,6 +269,11 @@ class UNet(nn.Module):
     remat: str = ""
     dtype: Any = jnp.float32
 
+    @property
+    def middle_width(self) -> int:
+        """Channels of the map in the middle: a level gets its own from its first block, if any."""
+        return self.widths[-1] if self.layers else self.widths[-2:][0]
+
     @nn.compact
     def __call__(self, x: Array, t: Array, context: Array) -> tuple[Array, Array]:
         """Predicts the noise of x [B, h, w, C] at timesteps t [B] (or [1], for all), int.
@@ -280,7 +285,7 @@ class UNet(nn.Module):
 
         Returns:
           the prediction [B, h, w, out_channels], float32, and the map that leaves the middle,
-          [B, h', w', widths[-1]], `dtype`, where h' = h halved and rounded up at each new level.
+          [B, h', w', middle_width], `dtype`, where h' = h halved and rounded up at each new level.
         """
         norm = partial(GroupNorm, self.norm_groups, local=self.norm_local)
         parts = {"rank": self.rank, "alpha": self.alpha, "dtype": self.dtype}

@@ -61,8 +61,7 @@ def make(config) -> Stage:
         params = _model_params(model, path, config.seed)
         trainable, frozen = partition({"generator": params.pop("generator")}, config.trainable)
         fake, score = scores.init(config.frozen_dtype)  # the fake score starts as the real one
-        width = scores.unet.widths[-1]
-        middle = jax.ShapeDtypeStruct((1, 8, 8, width), jnp.float32)
+        middle = jax.ShapeDtypeStruct((1, 8, 8, scores.unet.middle_width), jnp.float32)
         head = jax.eval_shape(guidance.head.init, jax.random.key(0), middle)["params"]
         players = dict(
             generator=trainable["generator"],
