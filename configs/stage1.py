@@ -35,7 +35,8 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         coarse=0.0,  # weight of the same distance between means of 16x16 pixels
         # Weight of DISTS between squares of `crop` pixels of so many of a step's images: its VGG is
         # slow on CPUs. `file` is its weights.pt, by default that of the package DISTS-pytorch.
-        texture=dict(weight=0.0, crop=64, images=4, file=""),
+        # `critic` is the weight of a discriminator that sees VGG's features of the same squares.
+        texture=dict(weight=0.0, crop=64, images=4, file="", critic=0.0, width=64),
         latent=0.0,  # weight of the mean squared distance between x0 and the VAE's latent
         y_gain=1.0,  # how much larger than its random kernels make it y begins
         whiteness=0.0,  # weight of the term that keeps all tokens in use

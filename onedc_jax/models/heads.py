@@ -1,7 +1,9 @@
-"""The heads that only training has: the student of the semantic distillation (stage 1) and the
-realism classifier (stage 2). Names of submodules are those of the released tensors.
+"""The heads that only training has: the student of the semantic distillation and the critic of
+textures (stage 1), and the realism classifier (stage 2). Names of submodules of the first and the
+last are those of the released tensors.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -198,3 +200,27 @@ class RealismHead(nn.Module):
         x = nn.silu(norm(name="cls_pred_branch_4")(x))
         x = conv(1, name="cls_pred_branch_6")(x)
         return x.reshape(x.shape[0], -1).astype(jnp.float32)
+
+
+class Critic(nn.Module):
+    """Tells originals from decoded images by what a frozen network sees in them, place by place.
+
+    After Sauer et al., "Projected GANs Converge Faster" (2021): features that know much make a
+    small critic learn in few steps.
+    """
+
+    width: int = 64
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Sequence[Array]) -> list[Array]:
+        """Maps [B, h, w, C], each of its own size -> logits of "original", float32 [B, h, w]."""
+        conv = partial(Conv, dtype=self.dtype)
+        logits = []
+        for i, x in enumerate(features):
+            power = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
+            x = (x * jax.lax.rsqrt(power + 1e-6)).astype(self.dtype)
+            x = nn.leaky_relu(conv(self.width, name=f"stage_{i}_0")(x), 0.2)
+            x = nn.leaky_relu(conv(self.width, 3, name=f"stage_{i}_1")(x), 0.2)
+            logits.append(conv(1, name=f"stage_{i}_2")(x)[..., 0].astype(jnp.float32))
+        return logits

@@ -8,7 +8,6 @@ import numpy as np
 
 from onedc_jax.errors import OneDCError
 from onedc_jax.models import transform
-from onedc_jax.models.dists import dists, load_dists
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.onedc import OneDC, build, param_shapes
@@ -26,6 +25,7 @@ from onedc_jax.training.state import (
     merge,
     partition,
 )
+from onedc_jax.training.texture import Texture
 
 _PARTS = ("vae", "codec", "generator")
 
@@ -38,7 +38,8 @@ def make(config) -> Stage:
     semantics = distillation.load(config)
     optimizer = make_optimizer(config)
     bits_of = _proxy(config.rate.proxy)
-    texture = config.texture
+    texture = Texture(**config.texture)
+    textured = texture.weight or texture.critic
 
     def init() -> tuple[TrainState, dict]:
         params = initial_params(
@@ -48,22 +49,24 @@ def make(config) -> Stage:
         frozen = dict(model=frozen)
         if config.perceptual:
             frozen["lpips"] = load_lpips(config.lpips.net)
-        if texture.weight:
-            frozen["dists"] = load_dists(texture.file)
+        if textured:
+            frozen["texture"] = texture.load()
+        if texture.critic:
+            trainable["critic"] = texture.init_critic(config.seed)
         if semantics:
             trainable["head"] = semantics.init_head(model.codec.semantic, config.seed)
             frozen["tokenizer"] = semantics.params
         return init_state(trainable, optimizer, config.ema), frozen
 
-    def whole(trainable, frozen) -> tuple[dict, dict | None]:
-        """The parameters of the model, and those of the student's head, which is no part of it."""
+    def whole(trainable, frozen) -> tuple[dict, dict | None, dict | None]:
+        """The parameters of the model, and of what is no part of it: the student's head, the critic."""
         trainable = dict(trainable)
-        head = trainable.pop("head", None)
-        return merge(trainable, frozen["model"]), head
+        head, critic = trainable.pop("head", None), trainable.pop("critic", None)
+        return merge(trainable, frozen["model"]), head, critic
 
     def loss(params, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
-        params, head = whole(params, frozen)
+        params, head, critic = whole(params, frozen)
         noise_key, shift_key, rate_key, alone_key, texture_key = jax.random.split(key, 5)
         rate = losses.spread(rate_key, len(image))
         alone = jax.random.bernoulli(alone_key, config.alone, (len(image),))
@@ -89,10 +92,10 @@ def make(config) -> Stage:
             pair = map(losses.to_unit, losses.shifted(shift_key, decoded, image))
             terms["lpips"] = lpips(frozen["lpips"], *pair, **config.lpips).mean()
             total += config.perceptual * terms["lpips"]
-        if texture.weight:
-            few = losses.sampled(texture_key, texture.images, texture.crop, decoded, image)
-            terms["dists"] = dists(frozen["dists"], *map(losses.to_unit, few)).mean()
-            total += texture.weight * terms["dists"]
+        if textured:
+            added, found = texture(critic, frozen["texture"], texture_key, decoded, image)
+            terms |= found
+            total += added
         if semantics:
             terms |= semantics(head, frozen["tokenizer"], image, out["tokens"])
             meaning = terms["ce"] + config.distillation.mse * terms["semantic_mse"]
