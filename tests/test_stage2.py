@@ -135,6 +135,16 @@ def test_a_run_is_a_codec_that_reads_the_same_streams(run, tiny_model, tmp_path)
     assert load(tmp_path / "model").decode(data).shape == image.shape
 
 
+def test_integers_stay_those_of_the_codec(tiny_model, teacher, tmp_path):
+    config, params = load_model(tiny_model)
+    integers = {"prior": {"table": np.arange(3, dtype=np.int32)}}
+    save_model(tmp_path / "exact", config, params | {"entropy": integers})
+    stage = stage2.make(recipe(tmp_path / "exact", teacher))
+    exported = stage.export(*stage.init())
+    assert exported.keys() == params.keys() | {"entropy"}
+    np.testing.assert_array_equal(exported["entropy"]["prior"]["table"], np.arange(3))
+
+
 def test_lora_trains_and_its_base_does_not(tmp_path, teacher):
     generator = MICRO_MODEL["generator"]
     adapted = generator | dict(unet=generator["unet"] | dict(rank=2))

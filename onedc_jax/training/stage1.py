@@ -58,15 +58,15 @@ def make(config) -> Stage:
             frozen["tokenizer"] = semantics.params
         return init_state(trainable, optimizer, config.ema), frozen
 
-    def whole(trainable, frozen) -> tuple[dict, dict | None, dict | None]:
-        """The parameters of the model, and of what is no part of it: the student's head, the critic."""
-        trainable = dict(trainable)
-        head, critic = trainable.pop("head", None), trainable.pop("critic", None)
-        return merge(trainable, frozen["model"]), head, critic
+    def whole(trainable, frozen) -> tuple[dict, dict]:
+        """The parameters of the model, and those of what only training has, by name."""
+        helpers = {name: part for name, part in trainable.items() if name not in _PARTS}
+        parts = {name: part for name, part in trainable.items() if name in _PARTS}
+        return merge(parts, frozen["model"]), helpers
 
     def loss(params, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
-        params, head, critic = whole(params, frozen)
+        params, helpers = whole(params, frozen)
         noise_key, shift_key, rate_key, alone_key, texture_key = jax.random.split(key, 5)
         rate = losses.spread(rate_key, len(image))
         alone = jax.random.bernoulli(alone_key, config.alone, (len(image),))
@@ -93,11 +93,12 @@ def make(config) -> Stage:
             terms["lpips"] = lpips(frozen["lpips"], *pair, **config.lpips).mean()
             total += config.perceptual * terms["lpips"]
         if textured:
+            critic = helpers.get("critic")
             added, found = texture(critic, frozen["texture"], texture_key, decoded, image)
             terms |= found
             total += added
         if semantics:
-            terms |= semantics(head, frozen["tokenizer"], image, out["tokens"])
+            terms |= semantics(helpers["head"], frozen["tokenizer"], image, out["tokens"])
             meaning = terms["ce"] + config.distillation.mse * terms["semantic_mse"]
             total += config.distillation.weight * meaning
         return total, terms | dict(

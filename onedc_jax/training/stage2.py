@@ -58,7 +58,7 @@ def make(config) -> Stage:
     optimizer = make_optimizer(config)
 
     def init() -> tuple[TrainState, dict]:
-        params = _model_params(model, path, config.seed)
+        params, integers = _model_params(model, path, config.seed)
         trainable, frozen = partition({"generator": params.pop("generator")}, config.trainable)
         fake, score = scores.init(config.frozen_dtype)  # the fake score starts as the real one
         middle = jax.ShapeDtypeStruct((1, 8, 8, scores.unet.middle_width), jnp.float32)
@@ -77,6 +77,7 @@ def make(config) -> Stage:
         )
         return state, dict(
             model=params | frozen,
+            integers=integers,
             scores=score,
             lpips=load_perceptual(config.lpips.net, config.init.lpips),
         )
@@ -141,7 +142,7 @@ def make(config) -> Stage:
         return dict(original=image, decoded=out["image"])
 
     def export(state, frozen):
-        return _whole(state.averaged["generator"], frozen)
+        return _whole(state.averaged["generator"], frozen) | frozen["integers"]
 
     update = partial(gradient_update, optimizer=optimizer, accumulate=config.accumulate)
     updates = dict(
@@ -189,16 +190,21 @@ def _whole(generator: dict, frozen: dict) -> dict:
     return own | dict(generator=merge(generator, own["generator"]))
 
 
-def _model_params(model: OneDC, path: str, seed: int) -> dict:
+def _model_params(model: OneDC, path: str, seed: int) -> tuple[dict, dict]:
+    """The parameters, and {"entropy": ..} with what `onedc quantize` made of them, or {}.
+
+    Those integers stay true: nothing that they come from is trained here.
+    """
     shapes = param_shapes(model)
     if not path:
-        return random_params(shapes, seed)
+        return random_params(shapes, seed), {}
     _, params = load_model(resolve(path))
+    integers = {name: params.pop(name) for name in {"entropy"} & params.keys()}
     try:
         check_tree(params, shapes)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
-    return params
+    return params, integers
 
 
 def _check_latents(config, model: OneDC, scores: Scores) -> None:
