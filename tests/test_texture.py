@@ -19,12 +19,12 @@ def critic():
     """A critic of two maps: its module, its parameters, and the features of two pairs."""
     module = Critic(width=8)
     key = jax.random.key(0)
-    shapes = [(2, 8, 8, 6), (2, 4, 4, 12)]
+    shapes = [(2, 16, 16, 3), (2, 8, 8, 6), (2, 4, 4, 12)]
     fake, real = (
         [jax.random.uniform(jax.random.fold_in(key, 10 * n + i), s) for i, s in enumerate(shapes)]
         for n in (1, 2)
     )
-    return module, module.init(key, real)["params"], fake, real
+    return module, module.init(key, real[0], real[1:])["params"], fake, real
 
 
 def test_each_player_has_gradients_for_its_own_side_alone(critic):
@@ -45,8 +45,8 @@ def test_originals_leave_nothing_to_tell_apart(critic):
 
 def test_a_critic_does_not_mind_how_strong_features_are(critic):
     module, params, fake, _ = critic
-    judge = lambda features: module.apply({"params": params}, features)
-    for a, b in zip(judge(fake), judge([100 * x for x in fake]), strict=True):
+    judge = lambda features: module.apply({"params": params}, fake[0], features)
+    for a, b in zip(judge(fake[1:]), judge([100 * x for x in fake[1:]]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 

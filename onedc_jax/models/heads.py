@@ -203,24 +203,37 @@ class RealismHead(nn.Module):
 
 
 class Critic(nn.Module):
-    """Tells originals from decoded images by what a frozen network sees in them, place by place.
+    """Tells originals from decoded images, place by place, by pixels and by a frozen network.
 
-    After Sauer et al., "Projected GANs Converge Faster" (2021): features that know much make a
-    small critic learn in few steps.
+    What the network sees in them makes a small critic learn in few steps (after Sauer et al.,
+    "Projected GANs Converge Faster", 2021); regular patterns of few pixels, which it hardly sees,
+    are left to convolutions of the pixels.
     """
 
     width: int = 64
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, features: Sequence[Array]) -> list[Array]:
-        """Maps [B, h, w, C], each of its own size -> logits of "original", float32 [B, h, w]."""
+    def __call__(self, image: Array, features: Sequence[Array]) -> list[Array]:
+        """Logits of "original", float32 [B, h, w] each, at the pixels' quarter and at each map.
+
+        Args:
+          image: [B, H, W, 3] in [0, 1].
+          features: maps [B, h, w, C], each of its own size.
+        """
+        act = partial(nn.leaky_relu, negative_slope=0.2)
         conv = partial(Conv, dtype=self.dtype)
-        logits = []
+        logit = lambda x, name: conv(1, name=name)(x)[..., 0].astype(jnp.float32)
+
+        x = (2 * image - 1).astype(self.dtype)
+        for i in range(2):
+            x = act(conv(self.width, 5, stride=2, name=f"pixels_{i}")(x))
+        x = act(conv(self.width, 3, name="pixels_2")(x))
+        logits = [logit(x, "pixels_3")]
         for i, x in enumerate(features):
             power = jnp.square(x.astype(jnp.float32)).mean(-1, keepdims=True)
             x = (x * jax.lax.rsqrt(power + 1e-6)).astype(self.dtype)
-            x = nn.leaky_relu(conv(self.width, name=f"stage_{i}_0")(x), 0.2)
-            x = nn.leaky_relu(conv(self.width, 3, name=f"stage_{i}_1")(x), 0.2)
-            logits.append(conv(1, name=f"stage_{i}_2")(x)[..., 0].astype(jnp.float32))
+            x = act(conv(self.width, name=f"stage_{i}_0")(x))
+            x = act(conv(self.width, 3, name=f"stage_{i}_1")(x))
+            logits.append(logit(x, f"stage_{i}_2"))
         return logits

@@ -21,6 +21,13 @@ def l1(a: Array, b: Array) -> Array:
     return jnp.abs(to_unit(a) - to_unit(b)).mean()
 
 
+def chroma(a: Array, b: Array) -> Array:
+    """`l1` of what is left of the difference without its luminance (BT.601)."""
+    difference = to_unit(a) - to_unit(b)
+    luminance = difference @ jnp.array([0.299, 0.587, 0.114])
+    return jnp.abs(difference - luminance[..., None]).mean()
+
+
 def pooled(image: Array, size: int) -> Array:
     """Means over `size` x `size` pixels; H and W are multiples of it."""
     b, h, w, c = image.shape

@@ -82,19 +82,22 @@ def make(config) -> Stage:
             l1=losses.l1(decoded, image),
             bpp=bpp.mean(),
             coarse=losses.l1(*(losses.pooled(x, 16) for x in (decoded, image))),
+            chroma=losses.chroma(decoded, image),
             latent=jnp.square(out["x0"] - out["latent"]).mean(),
             whiteness=losses.whiteness(out["z"].astype(jnp.float32)),
         )
         total = config.l1 * terms["l1"] + (weight * bpp).mean()
-        for name in ("coarse", "latent", "whiteness"):
+        for name in ("coarse", "chroma", "latent", "whiteness"):
             total += config[name] * terms[name]
+        # Tokens alone hold no detail: asked for it, the network would draw one texture everywhere.
+        seen = jnp.where(alone[:, None, None, None], image, decoded)
         if config.perceptual:
-            pair = map(losses.to_unit, losses.shifted(shift_key, decoded, image))
+            pair = map(losses.to_unit, losses.shifted(shift_key, seen, image))
             terms["lpips"] = lpips(frozen["lpips"], *pair, **config.lpips).mean()
             total += config.perceptual * terms["lpips"]
         if textured:
             critic = helpers.get("critic")
-            added, found = texture(critic, frozen["texture"], texture_key, decoded, image)
+            added, found = texture(critic, frozen["texture"], texture_key, seen, image)
             terms |= found
             total += added
         if semantics:

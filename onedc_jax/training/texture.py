@@ -45,7 +45,8 @@ class Texture(NamedTuple):
         key = jax.random.key(0)
 
         def init(x):
-            return Critic(self.width).init(key, _features(DISTS().init(key, x, x), x)[1:])
+            image, *features = _features(DISTS().init(key, x, x), x)
+            return Critic(self.width).init(key, image, features)
 
         square = jax.ShapeDtypeStruct((1, self.crop, self.crop, 3), jnp.float32)
         return random_params(jax.eval_shape(init, square)["params"], seed)
@@ -65,8 +66,7 @@ class Texture(NamedTuple):
         terms = dict(dists=DISTS().apply(params, fake, real, method=DISTS.compare).mean())
         total = self.weight * terms["dists"]
         if critic is not None:
-            # Without the first of the features, which are the pixels themselves.
-            terms |= critic_terms(Critic(self.width), critic, fake[1:], real[1:])
+            terms |= critic_terms(Critic(self.width), critic, fake, real)
             total += terms["critic"] + self.critic * terms["adversarial"]
         return total, terms
 
@@ -76,12 +76,13 @@ def critic_terms(module: Critic, params: dict, fake: list[Array], real: list[Arr
 
     `critic` wants the original's logit to be 1 above that of the decoded one at the same place,
     `adversarial` no difference: least squares (Mao et al., 2017) of pairs (Jolicoeur-Martineau,
-    2018), whose gradients stay bounded however sure the critic is.
+    2018), whose gradients stay bounded however sure the critic is. `fake` and `real` are the image
+    and its features.
     """
 
     def above(params, fake):
         """How far the original is above the decoded one, stage by stage."""
-        judge = lambda x: module.apply({"params": params}, x)
+        judge = lambda x: module.apply({"params": params}, x[0], x[1:])
         return [r - f for r, f in zip(judge(real), judge(fake), strict=True)]
 
     mean = lambda gaps: sum(gap.mean() for gap in gaps) / len(gaps)
