@@ -238,6 +238,16 @@ def test_whiteness_is_zero_for_independent_channels_and_large_for_a_collapse():
     assert jnp.all(far.mean(0) > 0)  # no tail without a gradient
 
 
+def test_chroma_is_blind_to_brightness_and_to_nothing_else():
+    image = jax.random.uniform(jax.random.key(0), (1, 8, 8, 3), minval=-1.0)
+    moved = lambda *by: image + jnp.array(by)[None, None, None]
+    brighter, redder = moved(0.2, 0.2, 0.2), moved(0.2, 0.0, 0.0)
+    assert losses.chroma(image, brighter) < 1e-6
+    np.testing.assert_allclose(
+        losses.chroma(image, redder), 0.1 * (0.701 + 2 * 0.299) / 3, rtol=1e-4
+    )
+
+
 def test_shifted_cuts_all_images_at_one_place():
     a = jnp.arange(2 * 24 * 24 * 3.0).reshape(2, 24, 24, 3)
     x, y = losses.shifted(jax.random.key(0), a, 2 * a)
