@@ -145,17 +145,17 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
             ),
         )
         # Begins as a cosine transform at about 1 bpp, and is then pressed down.
-        c.y_gain, c.rate.weight, c.rate.ramp, c.rate.span = 3.3, 0.9, 400, 45.0
-        c.alone = 0.05
+        c.y_gain, c.rate.weight, c.rate.ramp, c.rate.span = 3.3, 1.6, 400, 60.0
+        c.alone = 0.15
         # With no teacher to learn meaning from, tokens collapse to two within a hundred steps.
         c.whiteness = 0.5
         # For crops of 128 pixels, which are 4×4 of the teacher's tokens; 8 is for 256 pixels.
         c.distillation.head = dict(width=128, pairs=1, heads=4, window=4)
         c.dtype = "float32"
         c.lpips = dict(net="alex", pool="max")
-        # LPIPS alone is content with its own textures, nor does it mind a shift of colour that an
-        # eye sees at once.
-        c.l1, c.coarse, c.perceptual = 2.5, 3.0, 1.5
+        # LPIPS alone is content with its own textures, dots of colour among them, nor does it mind a
+        # shift of colour that an eye sees at once.
+        c.l1, c.coarse, c.chroma, c.perceptual = 1.0, 10.0, 5.0, 2.5
         c.ema = 0.998
         # Once z is white its gradients all but vanish. With a longer memory than 0.99 the first one
         # that comes after makes steps many times too large, and z is far out before it is noticed.
