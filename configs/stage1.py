@@ -153,8 +153,8 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.distillation.head = dict(width=128, pairs=1, heads=4, window=4)
         c.dtype = "float32"
         c.lpips = dict(net="alex", pool="max")
-        # LPIPS alone is content with its own textures, dots of colour among them, nor does it mind a
-        # shift of colour that an eye sees at once.
+        # LPIPS alone is content with its own textures, dots of colour among them, nor does it mind
+        # a shift of colour that an eye sees at once.
         c.l1, c.coarse, c.chroma, c.perceptual = 1.0, 10.0, 5.0, 2.5
         c.ema = 0.998
         # Once z is white its gradients all but vanish. With a longer memory than 0.99 the first one
