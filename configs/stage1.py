@@ -36,12 +36,14 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         chroma=0.0,  # weight of L1 between colours alone, without their luminance
         # Weight of DISTS between squares of `crop` pixels of so many of a step's images: its VGG is
         # slow on CPUs. `file` is its weights.pt, by default that of the package DISTS-pytorch.
-        # `critic` is the weight of a discriminator of these squares and of VGG's features of them.
+        # `critic` is the weight of a discriminator of these squares and of VGG's features of them,
+        # with layers of `width` channels.
         texture=dict(weight=0.0, crop=64, images=4, file="", critic=0.0, width=64),
         latent=0.0,  # weight of the mean squared distance between x0 and the VAE's latent
         y_gain=1.0,  # how much larger than its random kernels make it y begins
         whiteness=0.0,  # weight of the term that keeps all tokens in use
-        # Chance of an image to be made from its tokens alone, without y: L1 and the like teach it.
+        # Chance of an image to be made from its tokens alone, without y. L1 and the like teach it;
+        # LPIPS and DISTS take it for the original, and as metrics are lower by so much.
         alone=0.0,
         # λ, and the steps until it is reached. With several model.codec.rates (a quality knob) each
         # image has a rate of its own, and λ is `span` times as large at the lowest one.

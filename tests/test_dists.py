@@ -11,7 +11,7 @@ from pictures import pictures
 from reference import GOLDEN
 
 from onedc_jax.models import dists as module
-from onedc_jax.models.dists import DISTS, dists, load_dists
+from onedc_jax.models.dists import DISTS, load_dists
 
 EXPECTED = json.loads((GOLDEN / "metrics.json").read_text())  # by golden/make_metrics.py
 WEIGHTS = GOLDEN / "dists" / "weights.pt"  # that of DISTS-pytorch 0.1, MIT
@@ -28,11 +28,11 @@ def images():
 
 @pytest.fixture(scope="module")
 def distance():
-    params = load_dists(WEIGHTS)
+    params = {"params": load_dists(WEIGHTS)}
     return lambda a, b: jitted(params, a, b)
 
 
-jitted = jax.jit(dists)
+jitted = jax.jit(DISTS().apply)
 
 
 @needs_vgg

@@ -74,11 +74,6 @@ class DISTS(nn.Module):
         return 1 - similarity
 
 
-def dists(params: dict, a: Array, b: Array) -> Array:
-    """`DISTS` of a and b, [B, H, W, 3] in [0, 1] -> [B]; `params` from `load_dists()`."""
-    return DISTS().apply({"params": params}, a, b)
-
-
 def _blurred_norm(x: Array) -> Array:
     """L2 pooling: the root of the squares' mean under a Hann window of 3×3, at every other pixel.
 

@@ -103,7 +103,7 @@ class LPIPS(nn.Module):
         """The distance of two batches of images by their `features` -> [B] float32."""
         distance = jnp.zeros(a[0].shape[0])
         for n, (x, y) in enumerate(zip(a, b, strict=True)):
-            difference = jnp.square(_unit_length(x) - _unit_length(y))
+            difference = jnp.square(unit_length(x) - unit_length(y))
             weighted = jnp.einsum("bhwc,c->b", difference, getattr(self, f"head_{n}"))
             distance += weighted / (x.shape[1] * x.shape[2])
         return distance
@@ -122,7 +122,7 @@ def normalised(x: Array) -> Array:
     return (x.astype(jnp.float32) - mean) / std
 
 
-def _unit_length(x: Array) -> Array:
+def unit_length(x: Array) -> Array:
     """x / (‖x‖ + 1e-10) over channels, in float32; zero, with a finite slope, where x is zero."""
     x = x.astype(jnp.float32)
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
