@@ -41,6 +41,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         guidance_scale=1.75,  # of the real score's classifier-free guidance
         matching_steps=(20, 640),  # timesteps at which the scores are compared, ends included
         steps_of_noise=(0, 999),  # timesteps for fake score and classifier, ends included
+        matching=1.0,  # weight of distribution matching
         adversarial=1e-3,  # weight of the classifier in the generator's loss
         pixel=0.625,  # weight of L1 + LPIPS
         realism_weight=1e-2,  # of the classifier's own loss beside the fake score's

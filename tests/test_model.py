@@ -100,6 +100,20 @@ def test_synthesis_matches_the_reference(codec_params):
     assert relative_l2(out["x_hat"], expected["x_hat"]) <= 1e-4
 
 
+def test_unguided_the_codes_reach_nothing_but_the_prior(codec_params):
+    expected = golden("micro/codec")
+    other = (expected["z_indices"] + 1) % quantize.CODEBOOK_SIZE
+    change = {}
+    for guided in (True, False):
+        codec = MICRO.clone(guided=guided)
+        run = jax.jit(
+            lambda *x, c=codec: c.apply({"params": codec_params}, *x, method=Codec.synthesise)
+        )
+        a, b = (run(expected["y_hat"], z)["x_hat"] for z in (expected["z_indices"], other))
+        change[guided] = relative_l2(a, b)
+    assert change[True] > 0 and change[False] == 0
+
+
 def test_estimated_rate_matches_the_reference():
     expected = golden("micro/codec")
     bits = prior.estimated_bits(expected["y_q"], expected["scales"]).sum()

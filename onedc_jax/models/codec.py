@@ -147,7 +147,8 @@ class Codec(nn.Module):
     `analysis_unet` holds fields of `AnalysisUNet`. `attention=False` leaves out the analysis'
     attention over all H/16 × W/16 positions, whose cost is quadratic in the number of pixels. With
     several `rates` there is a knob between as many points; methods then take a `rate`, float32 [B]
-    in [0, 1], and y is meant as the network makes it, before the knob's gain.
+    in [0, 1], and y is meant as the network makes it, before the knob's gain. Without `guided` the
+    semantic tokens are zero, and the codes are side information of the prior alone (an ablation).
     """
 
     channels: int = 128
@@ -160,6 +161,7 @@ class Codec(nn.Module):
     attention: bool = True
     rates: int = 1
     transform: bool = False  # whether y begins as a block transform, see `transform.py`
+    guided: bool = True
     norm_groups: int = 32
     norm_local: bool = False
     remat: str = ""  # what training recomputes of the analysis U-Net, see `layers.recomputed`
@@ -214,9 +216,14 @@ class Codec(nn.Module):
     ) -> dict[str, Array]:
         """y_hat [B, H/16, W/16, C], tokens' indices -> tokens, x_hat [B, H/8, W/8, features]."""
         _, z_semantic = self.hyper_synthesis(indices_to_codes(z_indices))
-        tokens = self.adaptor(z_semantic)
+        tokens = self.semantic_tokens(z_semantic)
         y_hat = y_hat * self.at_rate(rate)[1]
         return dict(tokens=tokens, x_hat=self.synthesis(y_hat, tokens), base=self.base(y_hat))
+
+    def semantic_tokens(self, z_semantic: Array) -> Array:
+        """What the codes say to the generator, [B, H/64, W/64, semantic]."""
+        tokens = self.adaptor(z_semantic)
+        return tokens if self.guided else jnp.zeros_like(tokens)
 
     def base(self, y_hat: Array) -> Array | None:
         """The image that y_hat is the block transform of, or None without `transform`."""
@@ -243,7 +250,7 @@ class Codec(nn.Module):
         out = self.analyse(image, latent)
         features, z_semantic = self.hyper_synthesis(out["z_hat"])
         out |= self.prior(out["y"] * gain, features + bias, alone)
-        tokens = self.adaptor(z_semantic)
+        tokens = self.semantic_tokens(z_semantic)
         y_hat = out["y_hat"] * inverse
         out |= dict(x_hat=self.synthesis(y_hat, tokens), base=self.base(y_hat))
         return out | dict(features=features, z_semantic=z_semantic, tokens=tokens)

@@ -105,7 +105,7 @@ def make(config) -> Stage:
             draws(draw_key, out["x0"].shape)[:2],
         )
         terms |= pixels(frozen, image, out["decoded"], shift_key)
-        total = terms["dm"] + config.adversarial * terms["adversarial"]
+        total = config.matching * terms["dm"] + config.adversarial * terms["adversarial"]
         total += config.pixel * (terms["l1"] + terms["lpips"])
         return total, terms | dict(generator_loss=total)
 
