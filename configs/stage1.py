@@ -118,6 +118,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.model.latent_scale = 1.0
         c.model.codec = plain | dict(
             rates=5,
+            guided=True,  # False: an ablation, no semantic tokens
             transform=True,
             channels=64,
             internal=144,
