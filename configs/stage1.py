@@ -37,8 +37,10 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         # Weight of DISTS between squares of `crop` pixels of so many of a step's images: its VGG is
         # slow on CPUs. `file` is its weights.pt, by default that of the package DISTS-pytorch.
         # `critic` is the weight of a discriminator of these squares and of VGG's features of them,
-        # with layers of `width` channels.
-        texture=dict(weight=0.0, crop=64, images=4, file="", critic=0.0, width=64),
+        # with layers of `width` channels. `dtype` is that of their convolutions.
+        texture=dict(
+            weight=0.0, crop=64, images=4, file="", critic=0.0, width=64, dtype="bfloat16"
+        ),
         latent=0.0,  # weight of the mean squared distance between x0 and the VAE's latent
         y_gain=1.0,  # how much larger than its random kernels make it y begins
         whiteness=0.0,  # weight of the term that keeps all tokens in use
@@ -96,7 +98,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         # Images that each checkpoint codes to bytes and back, as `onedc eval` does: coded_bpp, …
         coded=dict(images="", limit=8, metrics=("psnr", "lpips_alex")),
         tensorboard=False,
-        panel_images=4,
+        panel_images=4,  # 0: none are drawn
     )
     if size == "tiny":
         c.steps = 6_800
@@ -154,7 +156,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.whiteness = 0.5
         # For crops of 128 pixels, which are 4×4 of the teacher's tokens; 8 is for 256 pixels.
         c.distillation.head = dict(width=128, pairs=1, heads=4, window=4)
-        c.dtype = "float32"
+        c.dtype = c.texture.dtype = "float32"
         c.lpips = dict(net="alex", pool="max")
         # LPIPS alone is content with its own textures, dots of colour among them, nor does it mind
         # a shift of colour that an eye sees at once.

@@ -51,7 +51,9 @@ def test_a_critic_does_not_mind_how_strong_features_are(critic):
 
 
 def test_a_critic_learns_what_a_blur_lacks():
-    texture = Texture(crop=32, images=4, file=WEIGHTS, weight=1.0, critic=1.0, width=16)
+    texture = Texture(
+        crop=32, images=4, file=WEIGHTS, weight=1.0, critic=1.0, width=16, dtype="float32"
+    )
     frozen, params = texture.load(), texture.init_critic(seed=0)
     image = jax.random.uniform(jax.random.key(1), (4, 32, 32, 3), minval=-1.0)
     blurred = jax.image.resize(

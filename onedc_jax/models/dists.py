@@ -4,6 +4,7 @@ Assessment: Unifying Structure and Texture Similarity", TPAMI 2020), on VGG16.
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -32,13 +33,17 @@ class DISTS(nn.Module):
     One minus a weighted mean of similarities of the picture and of VGG16's features after five
     stages: of their means ("alpha") and of their correlation in space ("beta"), per channel. About
     0 for equal images, at most little above 1. VGG's max pools are blurs of the squares (L2
-    pooling) here, as the authors' code has it. Images are compared at their own size.
+    pooling) here, as the authors' code has it. Images are compared at their own size. `dtype` is
+    the type of the convolutions; features are compared in float32.
     """
+
+    dtype: Any = jnp.float32
 
     def setup(self):
         for stage in _STAGES:
             for i, features, size, stride, padding in stage:
-                setattr(self, f"features_{i}", Conv(features, size, stride, padding))
+                conv = Conv(features, size, stride, padding, dtype=self.dtype)
+                setattr(self, f"features_{i}", conv)
         size = sum(_CHANNELS)
         self.alpha = self.param("alpha", nn.initializers.ones, (size,))
         self.beta = self.param("beta", nn.initializers.ones, (size,))
@@ -80,7 +85,7 @@ def _blurred_norm(x: Array) -> Array:
     [B, H, W, C] -> [B, ⌈H/2⌉, ⌈W/2⌉, C]; zeros lie around the image. Shifted sums, since compilers
     are slow at convolutions of each channel for itself.
     """
-    x = jnp.square(x)
+    x = jnp.square(x.astype(jnp.float32))
     for axis in (1, 2):
         pads = [(0, 0)] * 4
         pads[axis] = (1, x.shape[axis] % 2)
@@ -95,6 +100,7 @@ def _blurred_norm(x: Array) -> Array:
 
 def _similarities(x: Array, y: Array) -> tuple[Array, Array]:
     """How like the means of two features are, and how far they vary together: [B, C] each."""
+    x, y = (v.astype(jnp.float32) for v in (x, y))
     mean_x, mean_y = (v.mean(axis=(1, 2), keepdims=True) for v in (x, y))
     x, y = x - mean_x, y - mean_y
     var_x, var_y, covariance = (v.mean(axis=(1, 2)) for v in (x * x, y * y, x * y))

@@ -212,6 +212,7 @@ class Critic(nn.Module):
     """
 
     width: int = 64
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, image: Array, features: Sequence[Array]) -> list[Array]:
@@ -222,16 +223,17 @@ class Critic(nn.Module):
           features: maps [B, h, w, C], each of its own size.
         """
         act = partial(nn.leaky_relu, negative_slope=0.2)
-        logit = lambda x, name: Conv(1, name=name)(x)[..., 0]
+        conv = partial(Conv, dtype=self.dtype)
+        logit = lambda x, name: conv(1, name=name)(x)[..., 0].astype(jnp.float32)
 
         x = 2 * image - 1
         for i in range(2):
-            x = act(Conv(self.width, 5, stride=2, name=f"pixels_{i}")(x))
-        x = act(Conv(self.width, 3, name="pixels_2")(x))
+            x = act(conv(self.width, 5, stride=2, name=f"pixels_{i}")(x))
+        x = act(conv(self.width, 3, name="pixels_2")(x))
         logits = [logit(x, "pixels_3")]
         for i, x in enumerate(features):
             x = unit_length(x) * x.shape[-1] ** 0.5  # each of about 1
-            x = act(Conv(self.width, name=f"stage_{i}_0")(x))
-            x = act(Conv(self.width, 3, name=f"stage_{i}_1")(x))
+            x = act(conv(self.width, name=f"stage_{i}_0")(x))
+            x = act(conv(self.width, 3, name=f"stage_{i}_1")(x))
             logits.append(logit(x, f"stage_{i}_2"))
         return logits

@@ -154,8 +154,10 @@ class _Run:
         """Writes what was measured on validation images, and a panel of pictures."""
         if measured:
             self._log.write(step=step, **{f"validation_{k}": v for k, v in measured.items()})
-        columns = [_to_uint8(x) for _, x in _original_first(images)]
-        save_panel(self._workdir / "panels" / f"{step:07d}.png", list(zip(*columns, strict=True)))
+        if images:
+            columns = [_to_uint8(x) for _, x in _original_first(images)]
+            rows = list(zip(*columns, strict=True))
+            save_panel(self._workdir / "panels" / f"{step:07d}.png", rows)
         if self._board:
             self._board.scalars(step, {f"validation/{k}": v for k, v in measured.items()})
             self._board.images(step, {k: _to_uint8(x) for k, x in images.items()})
@@ -175,8 +177,10 @@ class _Examination:
         self._panel = jax.jit(stage.panel, out_shardings=whole)
         self._measure = jax.jit(stage.measure, out_shardings=whole)
         # Every process holds all of the pictures: they need not divide among the devices.
-        few = next(_batches(config, source, config.panel_images, shard=(0, 1), **_plain(config)))
-        self._few = jax.device_put(few, whole)
+        self._few = None
+        if count := config.panel_images:
+            few = next(_batches(config, source, count, shard=(0, 1), **_plain(config)))
+            self._few = jax.device_put(few, whole)
         stream = _batches(config, source, config.batch_size, **_plain(config))
         self._many = [place(mesh, next(stream)) for _ in range(config.validation_batches)]
         self._coded = coded
@@ -196,7 +200,8 @@ class _Examination:
             )
 
     def panel(self, state, frozen) -> dict[str, np.ndarray]:
-        return jax.device_get(self._panel(state, frozen, self._few))
+        """What the stage draws of a few images; {} if none are wanted."""
+        return jax.device_get(self._panel(state, frozen, self._few)) if self._few else {}
 
     def measure(self, state, frozen) -> dict[str, float]:
         """The means of the stage's metrics over the validation batches; {} if there are none."""

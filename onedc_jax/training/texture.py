@@ -27,6 +27,7 @@ class Texture(NamedTuple):
       weight: of DISTS in the objective.
       critic: the same of the critic; at 0 there is none.
       width: channels of its layers.
+      dtype: of the convolutions of VGG and critic.
     """
 
     crop: int
@@ -35,6 +36,7 @@ class Texture(NamedTuple):
     weight: float
     critic: float
     width: int
+    dtype: str
 
     def load(self) -> dict:
         """The parameters of DISTS, which do not train. Raises ModelError as `load_dists` does."""
@@ -45,7 +47,7 @@ class Texture(NamedTuple):
         key = jax.random.key(0)
 
         def init(x):
-            image, *features = _features(DISTS().init(key, x, x), x)
+            image, *features = self._features(DISTS().init(key, x, x)["params"], x)
             return Critic(self.width).init(key, image, features)
 
         square = jax.ShapeDtypeStruct((1, self.crop, self.crop, 3), jnp.float32)
@@ -60,15 +62,19 @@ class Texture(NamedTuple):
           critic, frozen: parameters, of `init_critic` (None without one) and of `load`.
           decoded, image: float32 [B, S, S, 3] in [-1, 1].
         """
-        params = {"params": frozen}
         squares = losses.sampled(key, self.images, self.crop, decoded, image)
-        fake, real = (_features(params, losses.to_unit(x)) for x in squares)
-        terms = dict(dists=DISTS().apply(params, fake, real, method=DISTS.compare).mean())
+        fake, real = (self._features(frozen, losses.to_unit(x)) for x in squares)
+        distance = DISTS().apply({"params": frozen}, fake, real, method=DISTS.compare)
+        terms = dict(dists=distance.mean())
         total = self.weight * terms["dists"]
         if critic is not None:
-            terms |= critic_terms(Critic(self.width), critic, fake, real)
+            terms |= critic_terms(Critic(self.width, self.dtype), critic, fake, real)
             total += terms["critic"] + self.critic * terms["adversarial"]
         return total, terms
+
+    def _features(self, params: dict, x: Array) -> list[Array]:
+        """The picture x in [0, 1] and what VGG sees in it, see `DISTS.features`."""
+        return DISTS(self.dtype).apply({"params": params}, x, method=DISTS.features)
 
 
 def critic_terms(module: Critic, params: dict, fake: list[Array], real: list[Array]) -> dict:
@@ -93,7 +99,3 @@ def critic_terms(module: Critic, params: dict, fake: list[Array], real: list[Arr
         adversarial=mean([jnp.square(gap) for gap in left]),
         told_apart=mean(learned),
     )
-
-
-def _features(params: dict, x: Array) -> list[Array]:
-    return DISTS().apply(params, x, method=DISTS.features)
