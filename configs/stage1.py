@@ -8,7 +8,8 @@ to 0.111 bpp on Kodak. It wants what it starts from: --config.init.vae (Stable D
 --config.init.unet (a one-step or another diffusion model's) and --config.distillation.tokenizer
 (MaskGIT's), each the folder of converted weights or of a run of vae, teacher or tokenizer.
 `:tiny` is the embedded preset, autoencoder and all from scratch on two CPU cores, with AlexNet in
-LPIPS for VGG, and with the distillation only where a tokenizer is named.
+LPIPS for VGG, and with the distillation only where a tokenizer is named. For a stage 2 after it,
+the VAE has to be there before: docs/training.md.
 """
 
 from ml_collections import config_dict

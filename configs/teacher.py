@@ -4,7 +4,7 @@
         --config.init.vae=runs/vae
 
 Then --config.init.teacher=runs/teacher in stage 2 and, at `:full`, --config.init.unet=runs/teacher
-in stage 1. Stage 1 at `:tiny` makes a VAE of its own: --config.init.vae=runs/stage1.
+in stage 1, which has to be of the same VAE and leave it as it is: see docs/training.md for `:tiny`.
 
 Objective: the mean squared error of the noise predicted at timesteps drawn from all 1000. `:full`
 has the sizes of Stable Diffusion 1.5 and its batch; `:tiny` those of the embedded preset's
