@@ -57,7 +57,8 @@ def measured(networks: Networks, y_hat, tokens, place, restored) -> list[list[st
     for axis, (name, lines) in enumerate(axes):
         for line in lines:
             region = around(line, axis, tokens.shape)
-            alone = networks.reconstruct(cut(y_hat, region, 4), cut(tokens, region, 1), place)
+            part = cut(y_hat, region, 4), cut(tokens, region, 1)
+            alone = networks.reconstruct(*part, place, tuple(side.start for side in region))
             at = BLOCK * (line - region[axis].start)
             pair = cut(restored, region, BLOCK), alone
             across, in_one = (step(np.moveaxis(image, axis, 1), at) for image in pair)

@@ -32,9 +32,11 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         # model, which the generator begins as but for its first convolution.
         init=dict(vae="", codec="", generator="", unet="", reshaped=False),
         l1=1.0,
+        l1_span=1.0,  # with several model.codec.rates, how many times it is that at the highest one
         perceptual=1.0,  # weight of LPIPS; at 0 it is not computed
         coarse=0.0,  # weight of the same distance between means of 16x16 pixels
         chroma=0.0,  # weight of L1 between colours alone, without their luminance
+        motif=0.0,  # weight of the share of the error that all cells of 32x32 pixels have in common
         # Weight of DISTS between squares of `crop` pixels of so many of a step's images: its VGG is
         # slow on CPUs. `file` is its weights.pt, by default that of the package DISTS-pytorch.
         # `critic` is the weight of a discriminator of these squares and of VGG's features of them,
@@ -141,6 +143,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.model.generator = dict(
             # At t = 499 the step to x0 amplifies the prediction's error 2 times, not 15.
             timestep=499,
+            noise=True,  # or grass and cloth would be one motif, repeated every 16 pixels
             unet=plain
             | dict(
                 widths=(64, 80, 64),

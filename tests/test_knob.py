@@ -1,6 +1,7 @@
 """The quality knob: one codec at many rates, and none of it where there is one rate."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +19,9 @@ from onedc_jax.coding.path import IntegerPath
 from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.images import write
 from onedc_jax.models import integer
-from onedc_jax.models.codec import Codec, RateKnob
+from onedc_jax.models.codec import RateKnob, Synthesis
 from onedc_jax.models.init import random_params
+from onedc_jax.models.layers import GroupNorm
 from onedc_jax.models.onedc import build, param_shapes
 
 POINTS, CHANNELS = 3, 2
@@ -53,18 +55,27 @@ def test_a_model_of_one_rate_has_no_knob():
         param_shapes(build(MICRO_MODEL | dict(codec=codec | dict(rates=n)))) for n in (1, 3)
     )
     knob = three["codec"].pop("knob")
+    biases = [three["codec"]["synthesis"].pop(name) for name in ("rate_in", "rate_out")]
+    assert [len(x) for x in biases] == [3, 3]
     assert {name: x.shape for name, x in knob.items()} == dict.fromkeys(
         ("gain", "inverse", "bias"), (3, codec["channels"])
     )
     assert jax.tree.map(np.shape, one) == jax.tree.map(np.shape, three)
 
 
-def test_gains_are_those_of_the_rate():
-    codec, y = Codec(channels=CHANNELS, rates=POINTS), jnp.ones((1, 2, 2, CHANNELS))
-    gained = codec.apply({"params": {"knob": PARAMS}}, y, jnp.ones(1), method=Codec.gained)
-    np.testing.assert_allclose(gained[0, 0, 0], [8, 32], rtol=1e-5)
-    same = Codec(channels=CHANNELS).apply({"params": {}}, y, method=Codec.gained)
-    np.testing.assert_array_equal(same, y)
+@pytest.mark.parametrize("name", ["rate_in", "rate_out"])
+def test_the_synthesis_hears_of_the_rate(name):
+    synthesis = Synthesis(8, 4, POINTS, partial(GroupNorm, 0), dtype="float32")
+    y_hat, tokens = jnp.ones((2, 4, 4, CHANNELS)), jnp.ones((2, 1, 1, 8))
+    rates = jnp.array([0.0, 0.5])
+    shapes = jax.eval_shape(synthesis.init, jax.random.key(0), y_hat, tokens, rates)["params"]
+    params = random_params(shapes, seed=0)
+    run = lambda params: synthesis.apply({"params": params}, y_hat, tokens, rates)
+    before = run(params)
+    np.testing.assert_array_equal(before[0], before[1])
+    changed = run(params | {name: np.array([[0.0], [1.0], [0.0]]) + params[name]})
+    np.testing.assert_array_equal(changed[0], before[0])
+    assert np.abs(changed[1] - before[1]).mean() > 1e-2
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +92,14 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("knob") / "model"
     save_model(path, config, params)
     return path
+
+
+def test_gains_are_those_of_the_rate(model):
+    gained = load(model).networks.gained
+    y = np.ones((4, 4, MICRO_MODEL["codec"]["channels"]), np.float32)
+    for place, gain in ((0.0, -3.0), (0.25, -2.0), (1.0, 1.0)):
+        found = gained(y, np.full(1, place, np.float32))
+        np.testing.assert_allclose(found, np.exp(gain) * y, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

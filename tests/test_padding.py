@@ -23,7 +23,8 @@ EVERYTHING = dict(
         analysis_unet=MICRO_MODEL["codec"]["analysis_unet"]
         | dict(attention=(True,) * 3, mid_attention=True),
     ),
-    generator=MICRO_MODEL["generator"] | dict(unet=MICRO_MODEL["generator"]["unet"] | GLOBAL),
+    generator=MICRO_MODEL["generator"]
+    | dict(unet=MICRO_MODEL["generator"]["unet"] | GLOBAL, noise=True),
 )
 SIZES = [(1, 2), (2, 1)]  # rows and columns of blocks, in arrays of
 BLOCKS = (2, 3)

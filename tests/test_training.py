@@ -248,6 +248,15 @@ def test_chroma_is_blind_to_brightness_and_to_nothing_else():
     )
 
 
+def test_motif_is_what_all_cells_of_an_image_share():
+    image, noise = jax.random.normal(jax.random.key(0), (2, 2, 128, 128, 3))
+    pattern = jnp.tile(noise[:, :16, :16], (1, 8, 8, 1))
+    found = lambda change: losses.motif(image + change, image, 16)
+    np.testing.assert_allclose(found(pattern), 1.0, atol=0.01)
+    np.testing.assert_allclose(found(noise), 1 / 64, rtol=0.1)
+    assert found(jnp.ones_like(image)) < 1e-4  # another brightness is no pattern
+
+
 def test_shifted_cuts_all_images_at_one_place():
     a = jnp.arange(2 * 24 * 24 * 3.0).reshape(2, 24, 24, 3)
     x, y = losses.shifted(jax.random.key(0), a, 2 * a)

@@ -17,12 +17,14 @@ import numpy as np
 
 from onedc_jax.coding.programs import Programs
 from onedc_jax.coding.windows import BLOCK, SHAPES, Window, cover, cut, joined, paste
+from onedc_jax.models.codec import interpolated
 from onedc_jax.models.onedc import OneDC
 from onedc_jax.models.padding import within
 from onedc_jax.models.winograd import on_cpu
 
 Array = jax.Array
 
+_LATENTS = 8  # positions of a latent along a block's side
 _HALO = 1  # blocks at a window's edge that it does not answer for: it sees too little around them
 
 
@@ -64,23 +66,28 @@ class Networks:
 
     def gained(self, y: np.ndarray, place: np.ndarray) -> np.ndarray:
         """y [H/16, W/16, C] as it is rounded with the knob at `place`, float32 [1] in [0, 1]."""
-        one = jax.ShapeDtypeStruct((1, 1, 1, y.shape[-1]), jnp.float32)
-        arguments = self.params["codec"]["knob"], one, jax.ShapeDtypeStruct((1,), jnp.float32)
-        program = self.programs.get("gain", self._gain, repr(self.model), *arguments)
-        ones = np.ones(one.shape, np.float32)
-        return y * np.asarray(program(arguments[0], ones, place))[0]
+        table = np.asarray(self.params["codec"]["knob"]["gain"])
+        return y * np.exp(interpolated(table, place))[0]
 
     def reconstruct(
-        self, y_hat: np.ndarray, z_indices: np.ndarray, place: np.ndarray | None
+        self,
+        y_hat: np.ndarray,
+        z_indices: np.ndarray,
+        place: np.ndarray | None,
+        start: tuple[int, int] = (0, 0),
     ) -> np.ndarray:
         """y_hat float32 [H/16, W/16, C] and tokens int32 [H/64, W/64] -> uint8 [H, W, 3].
 
-        `place` is as in `gained`, and None where there is no knob.
+        `place` is as in `gained`, and None where there is no knob. `start` is the row and column of
+        the first block, where these are a part of a picture's.
         """
         shape, windows = self.cover(*z_indices.shape)
 
         def inputs(window: Window) -> tuple:
-            return cut(y_hat, window, shape, 4), cut(z_indices, window, shape, 1), place
+            latents = cut(y_hat, window, shape, 4), cut(z_indices, window, shape, 1)
+            first = window.rows.start + start[0], window.columns.start + start[1]
+            origin = np.array([first], np.int32) * _LATENTS if self.model.generator.noise else None
+            return *latents, place, origin
 
         tiles = self._tiles(partial(self.reconstruction, shape), windows, inputs)
         return joined(windows, lambda window: next(tiles)[0])
@@ -128,13 +135,15 @@ class Networks:
     ) -> jax.stages.Compiled:
         """The decoder's, likewise.
 
-        The program: (params, y_hat, tokens, place, sizes, statistics) -> (pixels, statistics).
+        The program: (params, y_hat, tokens, place, origin, sizes, statistics) -> (pixels,
+        statistics).
         """
         y_shape = (1, *(4 * side for side in shape), self.model.codec.channels)
         y_hat = jax.ShapeDtypeStruct(y_shape, jnp.float32)
         z_indices = jax.ShapeDtypeStruct((1, *shape), jnp.int32)
         place = jax.ShapeDtypeStruct((1,), jnp.float32) if self.has_knob else None
-        return self._program(self._reconstruct, shape, statistics, y_hat, z_indices, place)
+        origin = jax.ShapeDtypeStruct((1, 2), jnp.int32) if self.model.generator.noise else None
+        return self._program(self._reconstruct, shape, statistics, y_hat, z_indices, place, origin)
 
     def _program(self, function: Callable, shape, statistics, *inputs) -> jax.stages.Compiled:
         """A network's program for such inputs; without statistics it takes its own."""
@@ -150,15 +159,11 @@ class Networks:
             out = self.model.apply({"params": params}, pixels, method=OneDC.analyse)
         return (out["y"].astype(jnp.float32), out["z_indices"]), seen
 
-    def _reconstruct(self, params, y_hat, z_indices, place, sizes, statistics):
-        latents, seen = (y_hat, z_indices, place), []
+    def _reconstruct(self, params, y_hat, z_indices, place, origin, sizes, statistics):
+        latents, seen = (y_hat, z_indices, place, origin), []
         with within(sizes, z_indices.shape[1:], seen, statistics), on_cpu():
             image = self.model.apply({"params": params}, *latents, method=OneDC.reconstruct)
         return to_uint8(image), seen
-
-    def _gain(self, knob, ones: Array, place: Array) -> Array:
-        params = {"params": {"codec": {"knob": knob}}}
-        return self.model.apply(params, ones, place, method=OneDC.gained)
 
 
 def to_uint8(image: Array) -> Array:

@@ -29,7 +29,7 @@ from onedc_jax.models.prior import STEPS, step_mask
 
 Array = jax.Array
 
-_SHAPES = ((12, 12), (16, 16), (32, 32))
+_SHAPES = ((8, 12), (12, 8), (16, 16), (32, 32))
 _HALO = 7  # tokens: nothing in this part of the network reaches farther, so windows do not matter
 _SCALE = 4  # positions of y along a token's side
 

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from onedc_jax.models.hyperprior import HyperAnalysis, HyperSynthesis
 from onedc_jax.models.layers import (
@@ -25,6 +26,9 @@ from onedc_jax.models.transform import BlockInverse, BlockTransform
 from onedc_jax.models.unet import AnalysisUNet
 
 Array = jax.Array
+
+_RATE_UNIT = 8.0  # of biases by rate: as Adam's steps are alike for all parameters, they learn so
+# much faster than others. Without it they stay next to nothing.
 
 
 class Analysis(nn.Module):
@@ -84,21 +88,33 @@ class SemanticAdaptor(nn.Module):
 
 
 class Synthesis(nn.Module):
-    """y_hat [B, H/16, W/16, C] and tokens [B, H/64, W/64, S] -> x_hat [B, H/8, W/8, features]."""
+    """y_hat [B, H/16, W/16, C] and tokens [B, H/64, W/64, S] -> x_hat [B, H/8, W/8, features].
+
+    With several `rates`, a bias between as many points at its begin and one at its end, where the
+    generator sees it, say how much of y is there and how much is to be invented.
+    """
 
     internal: int
     features: int
+    rates: int
     norm: Any
     dtype: str
 
     @nn.compact
-    def __call__(self, y_hat: Array, tokens: Array) -> Array:
+    def __call__(self, y_hat: Array, tokens: Array, rate: Array | None = None) -> Array:
         block = lambda features, name: DepthConvBlock(features, self.dtype, name=name)
         resnet = lambda features, name: ResnetBlock(features, self.norm, self.dtype, name=name)
         up = lambda features, name: ResidualBlockUpsample(features, self.dtype, name=name)
         wide, half = self.internal, self.internal // 2
 
+        def at_rate(name: str, x: Array) -> Array:
+            if self.rates == 1:
+                return x
+            table = parameter(self, name, nn.initializers.zeros, (self.rates, x.shape[-1]))
+            return x + (_RATE_UNIT * interpolated(table, rate)).astype(x.dtype)
+
         x = block(wide, "trans_coding_1")(block(wide, "trans_coding_0")(y_hat))
+        x = at_rate("rate_in", x)
         for i in range(3):
             x = resnet(wide, f"blocks_{i}")(x)
         x = pixel_shuffle(
@@ -111,7 +127,17 @@ class Synthesis(nn.Module):
         s = block(wide, "sem_up_1")(up(wide, "sem_up_0")(tokens))  # [B, H/32, W/32, wide]
         s = block(half, "sem_up_3")(up(half, "sem_up_2")(s))  # [B, H/16, W/16, half]
         s = up(half, "sem_up_4")(s)  # [B, H/8, W/8, half]
-        return block(self.features, "conv_out")(jnp.concatenate([x, s], axis=-1))
+        x = block(self.features, "conv_out")(jnp.concatenate([x, s], axis=-1))
+        return at_rate("rate_out", x)
+
+
+def interpolated(table: Array | np.ndarray, rate: Array | np.ndarray) -> Array | np.ndarray:
+    """Rows [B, 1, 1, C] of a table [points, C] at places [B] in [0, 1], float32; NumPy of NumPy."""
+    last = len(table) - 1
+    place = rate.astype(np.float32)[:, None] * np.float32(last)  # [B, 1]
+    nodes = np.arange(last + 1, dtype=np.float32)[None]
+    weights = (1.0 - abs(place - nodes)).clip(0.0)  # [B, points]
+    return (weights @ table.astype(np.float32))[:, None, None]
 
 
 class RateKnob(nn.Module):
@@ -134,10 +160,7 @@ class RateKnob(nn.Module):
 
     def __call__(self, rate: Array) -> tuple[Array, Array, Array]:
         """rate float [B] -> gain, inverse gain and bias, float32 [B, 1, 1, channels] each."""
-        place = rate.astype(jnp.float32)[:, None] * (self.points - 1)  # [B, 1]
-        nodes = jnp.arange(self.points, dtype=jnp.float32)[None]
-        weights = jnp.maximum(0.0, 1.0 - jnp.abs(place - nodes))  # [B, points]
-        at = lambda table: (weights @ table.astype(jnp.float32))[:, None, None]
+        at = lambda table: interpolated(table, rate)
         return jnp.exp(at(self.gain)), jnp.exp(at(self.inverse)), at(self.bias)
 
 
@@ -187,7 +210,7 @@ class Codec(nn.Module):
         self.hyper_synthesis = HyperSynthesis(self.channels, self.dtype)
         self.prior = Prior(self.channels, self.dtype)
         self.adaptor = SemanticAdaptor(self.semantic, norm, self.dtype)
-        self.synthesis = Synthesis(self.internal, self.features, norm, self.dtype)
+        self.synthesis = Synthesis(self.internal, self.features, self.rates, norm, self.dtype)
         if self.transform:
             self.block_inverse = BlockInverse(16)
 
@@ -197,10 +220,6 @@ class Codec(nn.Module):
         z = self.hyper_analysis(y, semantics)
         z_hat = fsq(z)
         return dict(y=y, sem=semantics, z=z, z_hat=z_hat, z_indices=codes_to_indices(z_hat))
-
-    def gained(self, y: Array, rate: Array | None = None) -> Array:
-        """y as it is rounded at a rate, float32."""
-        return y.astype(jnp.float32) * self.at_rate(rate)[0]
 
     def prior_parameters(self, z_indices: Array, rate: Array | None = None) -> Array:
         """Tokens int32 [B, H/64, W/64] -> the prior's parameters [B, H/16, W/16, 2 · channels]."""
@@ -218,7 +237,7 @@ class Codec(nn.Module):
         _, z_semantic = self.hyper_synthesis(indices_to_codes(z_indices))
         tokens = self.semantic_tokens(z_semantic)
         y_hat = y_hat * self.at_rate(rate)[1]
-        return dict(tokens=tokens, x_hat=self.synthesis(y_hat, tokens), base=self.base(y_hat))
+        return dict(tokens=tokens, x_hat=self.synthesis(y_hat, tokens, rate), base=self.base(y_hat))
 
     def semantic_tokens(self, z_semantic: Array) -> Array:
         """What the codes say to the generator, [B, H/64, W/64, semantic]."""
@@ -252,7 +271,7 @@ class Codec(nn.Module):
         out |= self.prior(out["y"] * gain, features + bias, alone)
         tokens = self.semantic_tokens(z_semantic)
         y_hat = out["y_hat"] * inverse
-        out |= dict(x_hat=self.synthesis(y_hat, tokens), base=self.base(y_hat))
+        out |= dict(x_hat=self.synthesis(y_hat, tokens, rate), base=self.base(y_hat))
         return out | dict(features=features, z_semantic=z_semantic, tokens=tokens)
 
     def at_rate(self, rate: Array | None) -> tuple:

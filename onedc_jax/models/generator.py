@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from onedc_jax.models.diffusion import alphas_cumprod, x0_from_eps
 from onedc_jax.models.layers import Conv, GroupNorm
+from onedc_jax.models.noise import Noise
 from onedc_jax.models.unet import UNet
 
 Array = jax.Array
@@ -41,18 +42,25 @@ class Generator(nn.Module):
     Fields:
       unet: the U-Net's own fields, see `UNet` (`remat` and `dtype` aside).
       timestep: the one at which the U-Net is asked, 0 … 999.
+      noise: whether x0 gets noise, of which the features say how much, see `Noise`.
       remat: what training recomputes of the U-Net's blocks, see `layers.recomputed`.
       dtype: in which products and convolutions are computed.
     """
 
     unet: Mapping[str, Any] = field(default_factory=dict)
     timestep: int = 999
+    noise: bool = False
     remat: str = ""
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x_hat: Array, tokens: Array) -> dict[str, Array]:
+    def __call__(
+        self, x_hat: Array, tokens: Array, origin: Array | None = None
+    ) -> dict[str, Array]:
         """Features x_hat [B, h, w, C], context tokens [B, N, D] -> arrays [B, h, w, out_channels].
+
+        Where there is noise, `origin`, int32 [B, 2], is the place of x_hat's first position in its
+        picture: row and column, by default 0.
 
         Returns:
           `eps`, the predicted noise; `reduced`, the noisy latent; `x0`, the clean latent (scaled as
@@ -63,6 +71,9 @@ class Generator(nn.Module):
         norm = partial(GroupNorm, unet.norm_groups, local=unet.norm_local)
         reduced = Reduction(unet.out_channels, norm, self.dtype, name="vae_reduction")(x_hat)
         x0 = x0_from_eps(reduced, eps, self.timestep, alphas_cumprod())
+        if self.noise:
+            origin = jnp.zeros((len(x_hat), 2), jnp.int32) if origin is None else origin
+            x0 += Noise(unet.out_channels, self.dtype, name="noise")(x_hat, origin)
         return {"eps": eps, "reduced": reduced, "x0": x0}
 
 

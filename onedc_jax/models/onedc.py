@@ -1,7 +1,8 @@
 """OneDC: latent codec, semantic hyperprior and one-step generator, and the data flow between them.
 
 Images are float32 [B, H, W, 3] in [-1, 1] with H and W multiples of 64. Latents in here are scaled
-(times `latent_scale`). A `rate`, float32 [B] in [0, 1], is for models with a knob (`Codec.rates`).
+(times `latent_scale`). A `rate`, float32 [B] in [0, 1], is for models with a knob (`Codec.rates`),
+an `origin`, as in `Generator`, for those with noise.
 """
 
 from collections.abc import Mapping
@@ -33,10 +34,6 @@ class OneDC(nn.Module):
         latent = self.vae.encode(image).mean * self.latent_scale
         return self.codec.analyse(image, latent) | dict(latent=latent)
 
-    def gained(self, y: Array, rate: Array | None = None) -> Array:
-        """As `Codec.gained`."""
-        return self.codec.gained(y, rate)
-
     def prior_parameters(self, z_indices: Array, rate: Array | None = None) -> Array:
         """As `Codec.prior_parameters`."""
         return self.codec.prior_parameters(z_indices, rate)
@@ -45,30 +42,46 @@ class OneDC(nn.Module):
         """As `Prior.step`."""
         return self.codec.prior_step(k, y_hat, parameters)
 
-    def reconstruct(self, y_hat: Array, z_indices: Array, rate: Array | None = None) -> Array:
+    def reconstruct(
+        self,
+        y_hat: Array,
+        z_indices: Array,
+        rate: Array | None = None,
+        origin: Array | None = None,
+    ) -> Array:
         """The decoder's network: y_hat and tokens -> image, clipped to [-1, 1]."""
         out = self.codec.synthesise(y_hat, z_indices, rate)
-        return self.generate(out["x_hat"], out["tokens"], out["base"])["image"]
+        return self.generate(out["x_hat"], out["tokens"], out["base"], origin)["image"]
 
     def reconstruct_z_only(self, z_indices: Array, rate: Array | None = None) -> Array:
         """The same from the tokens alone, as at the paper's lowest rate."""
         out = self.codec.synthesise_z_only(z_indices, rate)
         return self.generate(out["x_hat"], out["tokens"], out["base"])["image"]
 
-    def generate(self, x_hat: Array, tokens: Array, base: Array | None = None) -> dict[str, Array]:
+    def generate(
+        self,
+        x_hat: Array,
+        tokens: Array,
+        base: Array | None = None,
+        origin: Array | None = None,
+    ) -> dict[str, Array]:
         """One step of the generator and the VAE's decoder: eps, reduced, x0, decoded and image.
 
         The latent of `base`, an image, is added to x0: see `Codec.base`.
         """
         b, h, w, c = tokens.shape
-        out = self.generator(x_hat, tokens.reshape(b, h * w, c))
+        out = self.generator(x_hat, tokens.reshape(b, h * w, c), origin)
         if base is not None:
             out["x0"] += self.vae.block_transform(base) * self.latent_scale
         decoded = self.vae.decode(out["x0"] / self.latent_scale)
         return out | dict(decoded=decoded, image=jnp.clip(decoded, -1.0, 1.0))
 
     def __call__(
-        self, image: Array, rate: Array | None = None, alone: Array | None = None
+        self,
+        image: Array,
+        rate: Array | None = None,
+        alone: Array | None = None,
+        origin: Array | None = None,
     ) -> dict[str, Array]:
         """The training pass: every intermediate by name, with straight-through gradients.
 
@@ -76,7 +89,8 @@ class OneDC(nn.Module):
         """
         latent = self.vae.encode(image).mean * self.latent_scale
         out = self.codec(image, latent, rate, alone)
-        return out | self.generate(out["x_hat"], out["tokens"], out["base"]) | dict(latent=latent)
+        made = self.generate(out["x_hat"], out["tokens"], out["base"], origin)
+        return out | made | dict(latent=latent)
 
 
 def build(config: Mapping[str, Any]) -> OneDC:

@@ -46,9 +46,27 @@ def kl(mean: Array, logvar: Array) -> Array:
     return 0.5 * terms.sum((1, 2, 3)).mean()
 
 
+def motif(a: Array, b: Array, size: int) -> Array:
+    """How much of the difference is one pattern in all cells of `size` x `size` pixels: [0, 1].
+
+    What is equal in all cells of an image, as a share of what varies within them. Of N cells whose
+    differences have nothing in common it is 1 / N. A change of all differences does not count.
+    """
+    batch, height, width, channels = a.shape
+    cells = (a - b).reshape(batch, height // size, size, width // size, size, channels)
+    cells -= cells.mean((2, 4), keepdims=True)
+    shared = jnp.square(cells.mean((1, 3))).mean((1, 2, 3))  # [B]
+    return (shared / jax.lax.stop_gradient(jnp.square(cells).mean((1, 2, 3, 4, 5)) + 1e-6)).mean()
+
+
 def spread(key: Array, count: int) -> Array:
     """`count` random numbers in [0, 1], one in each of as many equal parts, in order."""
     return (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
+
+
+def origins(key: Array, count: int) -> Array:
+    """Random places in pictures without end, int32 [count, 2]: crops see noise from anywhere."""
+    return jax.random.randint(key, (count, 2), 0, 1 << 30)
 
 
 def shifted(key: Array, *images: Array, reach: int = 8) -> list[Array]:

@@ -67,10 +67,13 @@ def make(config) -> Stage:
     def loss(params, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
         params, helpers = whole(params, frozen)
-        noise_key, shift_key, rate_key, alone_key, texture_key = jax.random.split(key, 5)
+        noise_key, shift_key, rate_key, alone_key, texture_key, origin_key = jax.random.split(
+            key, 6
+        )
         rate = losses.spread(rate_key, len(image))
         alone = jax.random.bernoulli(alone_key, config.alone, (len(image),))
-        out = model.apply({"params": params}, image, rate, alone if config.alone else None)
+        origin = losses.origins(origin_key, len(image))
+        out = model.apply({"params": params}, image, rate, alone if config.alone else None, origin)
         decoded = out["decoded"]
         bits = bits_of(out, noise_key).sum((1, 2, 3))
         # Of images made from their tokens alone no y is sent.
@@ -78,16 +81,19 @@ def make(config) -> Stage:
         weight = losses.ramp(step, config.rate.weight, config.rate.ramp)
         if model.codec.rates > 1:
             weight *= config.rate.span ** (1.0 - rate)
+        each = jax.vmap(losses.l1)(decoded, image)  # [B]
+        fidelity = (config.l1_span**rate * each).mean() if model.codec.rates > 1 else each.mean()
         terms = dict(
-            l1=losses.l1(decoded, image),
+            l1=each.mean(),
             bpp=bpp.mean(),
             coarse=losses.l1(*(losses.pooled(x, 16) for x in (decoded, image))),
             chroma=losses.chroma(decoded, image),
+            motif=losses.motif(decoded, image, 32),
             latent=jnp.square(out["x0"] - out["latent"]).mean(),
             whiteness=losses.whiteness(out["z"].astype(jnp.float32)),
         )
-        total = config.l1 * terms["l1"] + (weight * bpp).mean()
-        for name in ("coarse", "chroma", "latent", "whiteness"):
+        total = config.l1 * fidelity + (weight * bpp).mean()
+        for name in ("coarse", "chroma", "motif", "latent", "whiteness"):
             total += config[name] * terms[name]
         # Tokens alone hold no detail: asked for it, the network would draw one texture everywhere.
         seen = jnp.where(alone[:, None, None, None], image, decoded)

@@ -82,9 +82,9 @@ def make(config) -> Stage:
             lpips=load_perceptual(config.lpips.net, config.init.lpips),
         )
 
-    def generate(generator, frozen, image, rate) -> dict:
+    def generate(generator, frozen, image, rate, origin=None) -> dict:
         """The training pass; what is not used of it is not computed, once compiled."""
-        return model.apply({"params": _whole(generator, frozen)}, image, rate)
+        return model.apply({"params": _whole(generator, frozen)}, image, rate, origin=origin)
 
     def draws(key, shape) -> list[dmd.Draw]:
         """The five of a step: for distribution matching and the generator's classifier; for the
@@ -95,8 +95,9 @@ def make(config) -> Stage:
 
     def generator_loss(generator, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
-        draw_key, shift_key, rate_key = jax.random.split(key, 3)
-        out = generate(generator, frozen, image, losses.spread(rate_key, len(image)))
+        draw_key, shift_key, rate_key, origin_key = jax.random.split(key, 4)
+        rate, origin = losses.spread(rate_key, len(image)), losses.origins(origin_key, len(image))
+        out = generate(generator, frozen, image, rate, origin)
         terms = guidance.generator_terms(
             out["x0"],
             frozen["scores"]["real"],
@@ -111,9 +112,9 @@ def make(config) -> Stage:
 
     def guidance_loss(players, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
-        draw_key, rate_key = jax.random.split(key)
-        rate = losses.spread(rate_key, len(image))
-        out = generate(frozen["players"]["generator"], frozen, image, rate)
+        draw_key, rate_key, origin_key = jax.random.split(key, 3)
+        rate, origin = losses.spread(rate_key, len(image)), losses.origins(origin_key, len(image))
+        out = generate(frozen["players"]["generator"], frozen, image, rate, origin)
         context, _ = scores.context(frozen["scores"], batch)
         terms = guidance.guidance_terms(
             out["x0"], out["latent"], players, context, draws(draw_key, out["x0"].shape)[2:]
