@@ -86,8 +86,7 @@ class Networks:
         def inputs(window: Window) -> tuple:
             latents = cut(y_hat, window, shape, 4), cut(z_indices, window, shape, 1)
             first = window.rows.start + start[0], window.columns.start + start[1]
-            origin = np.array([first], np.int32) * _LATENTS if self.model.generator.noise else None
-            return *latents, place, origin
+            return *latents, place, np.array([first], np.int32) * _LATENTS
 
         tiles = self._tiles(partial(self.reconstruction, shape), windows, inputs)
         return joined(windows, lambda window: next(tiles)[0])
@@ -142,7 +141,7 @@ class Networks:
         y_hat = jax.ShapeDtypeStruct(y_shape, jnp.float32)
         z_indices = jax.ShapeDtypeStruct((1, *shape), jnp.int32)
         place = jax.ShapeDtypeStruct((1,), jnp.float32) if self.has_knob else None
-        origin = jax.ShapeDtypeStruct((1, 2), jnp.int32) if self.model.generator.noise else None
+        origin = jax.ShapeDtypeStruct((1, 2), jnp.int32)
         return self._program(self._reconstruct, shape, statistics, y_hat, z_indices, place, origin)
 
     def _program(self, function: Callable, shape, statistics, *inputs) -> jax.stages.Compiled:

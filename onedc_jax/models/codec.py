@@ -27,8 +27,9 @@ from onedc_jax.models.unet import AnalysisUNet
 
 Array = jax.Array
 
-_RATE_UNIT = 8.0  # of biases by rate: as Adam's steps are alike for all parameters, they learn so
-# much faster than others. Without it they stay next to nothing.
+# Of biases by rate. As Adam's steps are alike for all parameters, these learn so many times faster
+# than others; without it they stay next to nothing.
+_RATE_UNIT = 8.0
 
 
 class Analysis(nn.Module):

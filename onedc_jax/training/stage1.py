@@ -78,13 +78,13 @@ def make(config) -> Stage:
         bits = bits_of(out, noise_key).sum((1, 2, 3))
         # Of images made from their tokens alone no y is sent.
         bpp = jnp.where(alone, 0.0, bits) / (image.shape[1] * image.shape[2])  # [B]
-        weight = losses.ramp(step, config.rate.weight, config.rate.ramp)
+        weight, fidelity = losses.ramp(step, config.rate.weight, config.rate.ramp), config.l1
         if model.codec.rates > 1:
             weight *= config.rate.span ** (1.0 - rate)
-        each = jax.vmap(losses.l1)(decoded, image)  # [B]
-        fidelity = (config.l1_span**rate * each).mean() if model.codec.rates > 1 else each.mean()
+            fidelity *= config.l1_span**rate
+        l1 = jax.vmap(losses.l1)(decoded, image)  # [B]
         terms = dict(
-            l1=each.mean(),
+            l1=l1.mean(),
             bpp=bpp.mean(),
             coarse=losses.l1(*(losses.pooled(x, 16) for x in (decoded, image))),
             chroma=losses.chroma(decoded, image),
@@ -92,7 +92,7 @@ def make(config) -> Stage:
             latent=jnp.square(out["x0"] - out["latent"]).mean(),
             whiteness=losses.whiteness(out["z"].astype(jnp.float32)),
         )
-        total = config.l1 * fidelity + (weight * bpp).mean()
+        total = (fidelity * l1 + weight * bpp).mean()
         for name in ("coarse", "chroma", "motif", "latent", "whiteness"):
             total += config[name] * terms[name]
         # Tokens alone hold no detail: asked for it, the network would draw one texture everywhere.
