@@ -164,7 +164,8 @@ def test_a_search_finds_the_last_that_fits():
     found = {limit: search.most_within(make, len(sizes), limit)[0] for limit in range(5, 40)}
     assert found == {n: max([0] + [i for i, s in enumerate(sizes) if s <= n]) for n in found}
     assert len(tried) <= 4 * len(found)
-    nearest = {n: len(search.nearest(make, len(sizes), n)) for n in (1, 8, 10, 11, 20, 22, 99)}
+    near = lambda size: len(search.nearest(make, make, len(sizes), size))
+    nearest = {size: near(size) for size in (1, 8, 10, 11, 20, 22, 99)}
     assert nearest == {1: 7, 8: 7, 10: 9, 11: 12, 20: 12, 22: 30, 99: 30}
 
 

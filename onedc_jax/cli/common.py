@@ -34,10 +34,11 @@ def command(
     return child
 
 
-def count(text: str) -> int:
-    """A type of arguments: a whole number above 0."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+def count(text: str, least: int = 1) -> int:
+    """A type of arguments: a whole number from `least`, 0 or 1, on."""
+    if not text.isdecimal() or int(text) < least:
+        bound = "above 0" if least else "from 0 on"
+        raise argparse.ArgumentTypeError(f"{text} is no whole number {bound}")
     return int(text)
 
 
@@ -48,8 +49,8 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def loader(model: str, loaded: Callable = lambda codec: None) -> Callable:
-    """Returns a function that loads the codec when first called, and tells `loaded` of it.
+def loader(model: str, prepared: Callable = lambda codec: codec) -> Callable:
+    """Returns a function that loads the codec when first called: what `prepared` makes of it.
 
     There is a copy for each device, and each thread is given one of them.
     """
@@ -62,9 +63,7 @@ def loader(model: str, loaded: Callable = lambda codec: None) -> Callable:
 
         quiet()
         enable_compilation_cache()
-        codec = onedc_jax.load(model)
-        loaded(codec)
-        return codec.replicas()
+        return prepared(onedc_jax.load(model)).replicas()
 
     def load():
         if not hasattr(mine, "codec"):

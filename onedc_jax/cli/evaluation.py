@@ -55,6 +55,12 @@ def add(commands) -> None:
         help="presets or model folders, or none (default: tiny)",
     )
     child.add_argument(
+        "--effort",
+        type=count,
+        metavar="N",
+        help="each model once more, named A+N, as onedc encode --effort N codes",
+    )
+    child.add_argument(
         "--baselines",
         type=_names,
         default=["jpeg", "webp", "avif", "jpeg2000"],
@@ -108,7 +114,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     results.find(arguments.images)
     results.check_folder(arguments.out, arguments.images)
     enable_compilation_cache()
-    codecs = Codecs.load(arguments.models, arguments.baselines, arguments.external)
+    codecs = Codecs.load(
+        arguments.models, arguments.baselines, arguments.external, arguments.effort
+    )
     codecs.anchor(arguments.anchor)
     nets = [name.removeprefix("lpips_") for name in wanted if name != "dists"]
     distances = Distances(nets, dists="dists" in wanted)

@@ -4,7 +4,8 @@ What chooses the probabilities of y is in `coding/path.py`; the two networks aro
 reconstruction, may run anywhere and in any precision.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,6 +16,7 @@ from onedc_jax.coding import search, stream
 from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
 from onedc_jax.coding.networks import Networks
 from onedc_jax.coding.path import FloatPath, IntegerPath, knob_place
+from onedc_jax.coding.refinement import Refinement
 from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.models import integer
 from onedc_jax.models.onedc import OneDC
@@ -50,6 +52,17 @@ class Codec:
     name: str
     networks: Networks
     path: IntegerPath | FloatPath
+    refinement: Refinement | None = None
+
+    def with_effort(self, steps: int, watch: Callable[[Iterable], Iterable] = iter) -> "Codec":
+        """The same, whose encoder takes so many steps of a search for each stream; 0 for none.
+
+        See `refinement.py`. `watch` is given the steps before they are taken, for a progress bar.
+        Raises ModelError where LPIPS's weights are missing.
+        """
+        if not steps:
+            return replace(self, refinement=None)
+        return replace(self, refinement=Refinement.of(self.networks, self.path, steps, watch))
 
     @property
     def model(self) -> OneDC:
@@ -78,7 +91,7 @@ class Codec:
 
         `quality`, 0 to 100, is for models with a knob: by default QUALITY. With fewer than 4
         `steps` only that many of y are coded, with 0 none: z alone, the smallest file. The decoder
-        puts the prior's means in place of the others.
+        puts the prior's means in place of the others; such streams take no effort.
 
         Raises ImageError for another dtype or shape, or more pixels than a stream may declare;
         ModelError for a quality where the model has no knob.
@@ -86,7 +99,7 @@ class Codec:
         if steps not in range(stream.STEPS + 1):
             raise ValueError(f"steps must be 0 to {stream.STEPS}, not {steps}")
         rate = self._rate(quality)
-        return self._coder(image)(rate, steps)
+        return self._coder(image)(rate, steps, self.refinement)
 
     def encode_within(self, image: np.ndarray, size: int) -> bytes:
         """The best stream of at most `size` bytes; raises as `encode`.
@@ -94,21 +107,29 @@ class Codec:
         Where the lowest quality has more, steps of y are left out. Raises ImageError where even z
         alone has more.
         """
-        coder, points = self._coder(image), self._points()
-        data = search.most_within(lambda i: coder(*points[i]), len(points), size)[1]
+        data = search.within(*self._coders(image), size)
         if len(data) > size:
             raise ImageError(f"{size} bytes are too few: the smallest file has {len(data)}")
         return data
 
     def encode_near(self, image: np.ndarray, size: int) -> bytes:
-        """The stream whose size is nearest to `size` bytes; otherwise as `encode_within`."""
-        coder, points = self._coder(image), self._points()
-        return search.nearest(lambda i: coder(*points[i]), len(points), size)
+        """The stream whose size is nearest to `size` bytes; otherwise as `encode_within`.
 
-    def _points(self) -> list[tuple[int | None, int]]:
-        """All (rate, steps) to choose from, by the size of their streams."""
+        With effort it is not always the very nearest.
+        """
+        return search.nearest(*self._coders(image), size)
+
+    def _coders(self, image: np.ndarray) -> tuple[Callable, Callable, int]:
+        """The streams of an image, by size, made at once and with effort, and how many there are.
+
+        All (rate, steps) to choose from: the lowest rate's with steps left out, then each whole.
+        """
         rates = range(integer.RATES) if self.has_knob else [None]
-        return [(rates[0], k) for k in range(stream.STEPS)] + [(r, stream.STEPS) for r in rates]
+        points = [(rates[0], k) for k in range(stream.STEPS)] + [(r, stream.STEPS) for r in rates]
+        code = self._coder(image)
+        quick = functools.cache(lambda i: code(*points[i], None))
+        final = (lambda i: code(*points[i], self.refinement)) if self.refinement else quick
+        return quick, final, len(points)
 
     def _rate(self, quality: float | None) -> int | None:
         """The place of the knob for a quality."""
@@ -118,8 +139,8 @@ class Codec:
             return None
         return stream.rate_of(QUALITY if quality is None else quality)
 
-    def _coder(self, image: np.ndarray) -> Callable[[int | None, int], bytes]:
-        """The streams of an image: (rate, steps) -> bytes."""
+    def _coder(self, image: np.ndarray) -> Callable[[int | None, int, Refinement | None], bytes]:
+        """The streams of an image: (rate, steps, refinement) -> bytes."""
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(
                 f"expected pixels uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
@@ -129,8 +150,13 @@ class Codec:
         header = stream.Header(width, height, self.path.fingerprint, self.path.arithmetic)
         y, z_indices = self.analyse(image)
 
-        def code(rate: int | None, steps: int) -> bytes:
-            coded = self.quantise(y, z_indices, rate)[0][:steps] if steps else []
+        def code(rate: int | None, steps: int, refinement: Refinement | None) -> bytes:
+            coded = []
+            if steps:
+                gained = self._gained(y, rate)
+                if refinement and steps == stream.STEPS:
+                    gained = refinement(image, gained, z_indices, rate)
+                coded = self.path.quantise(gained, z_indices, rate)[0][:steps]
             coded += [_EMPTY] * (stream.STEPS - len(coded))
             return stream.pack(replace(header, rate=rate), z_indices, *encode_steps(coded))
 
@@ -167,15 +193,14 @@ class Codec:
         self, y: np.ndarray, z_indices: np.ndarray, rate: int | None
     ) -> tuple[list, np.ndarray]:
         """What `analyse` found, rounded: as `Path.quantise`, but before the knob's gain."""
-        if rate is not None:
-            y = self.networks.gained(y, knob_place(rate))
-        return self.path.quantise(y, z_indices, rate)
+        return self.path.quantise(self._gained(y, rate), z_indices, rate)
+
+    def _gained(self, y: np.ndarray, rate: int | None) -> np.ndarray:
+        return y if rate is None else self.networks.gained(y, knob_place(rate))
 
     def encode_latents(self, image: np.ndarray, quality: float | None = None) -> Latents:
         """What the encoder of `image` holds, and the decoder of its stream will."""
-        y, z_indices = self.analyse(image)
-        rate = self._rate(quality)
-        return Latents(z_indices, self.quantise(y, z_indices, rate)[1], rate)
+        return self.decode_latents(self.encode(image, quality=quality))[1]
 
     def decode_latents(
         self, data: bytes, allow_truncated: bool = False
@@ -214,5 +239,9 @@ class Codec:
     def replicas(self) -> list["Codec"]:
         """The codec once for each device of this process; all make the same streams."""
         others = jax.local_devices()[1:]
-        copy = lambda d: replace(self, networks=self.networks.on(d), path=self.path.on(d))
-        return [self, *map(copy, others)]
+        return [self, *map(self._on, others)]
+
+    def _on(self, device: jax.Device) -> "Codec":
+        networks, path = self.networks.on(device), self.path.on(device)
+        found = self.refinement and replace(self.refinement, networks=networks, path=path)
+        return replace(self, networks=networks, path=path, refinement=found)

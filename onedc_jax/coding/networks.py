@@ -24,7 +24,7 @@ from onedc_jax.models.winograd import on_cpu
 
 Array = jax.Array
 
-_LATENTS = 8  # positions of a latent along a block's side
+LATENTS = 8  # positions of a latent along a block's side
 _HALO = 1  # blocks at a window's edge that it does not answer for: it sees too little around them
 
 
@@ -51,8 +51,7 @@ class Networks:
 
         H' and W' are H and W after padding to multiples of BLOCK. The knob's gain is not in y yet.
         """
-        height, width = image.shape[:2]
-        image = np.pad(image, ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0)), mode="edge")
+        image = padded(image)
         rows, columns = (side // BLOCK for side in image.shape[:2])
         shape, windows = self.cover(rows, columns)
         inputs = lambda window: (cut(image, window, shape, BLOCK),)
@@ -86,7 +85,7 @@ class Networks:
         def inputs(window: Window) -> tuple:
             latents = cut(y_hat, window, shape, 4), cut(z_indices, window, shape, 1)
             first = window.rows.start + start[0], window.columns.start + start[1]
-            return *latents, place, np.array([first], np.int32) * _LATENTS
+            return *latents, place, np.array([first], np.int32) * LATENTS
 
         tiles = self._tiles(partial(self.reconstruction, shape), windows, inputs)
         return joined(windows, lambda window: next(tiles)[0])
@@ -163,6 +162,12 @@ class Networks:
         with within(sizes, z_indices.shape[1:], seen, statistics), on_cpu():
             image = self.model.apply({"params": params}, *latents, method=OneDC.reconstruct)
         return to_uint8(image), seen
+
+
+def padded(image: np.ndarray) -> np.ndarray:
+    """An image [H, W, 3] whose sides are multiples of BLOCK: its last row and column repeated."""
+    height, width = image.shape[:2]
+    return np.pad(image, ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0)), mode="edge")
 
 
 def to_uint8(image: Array) -> Array:

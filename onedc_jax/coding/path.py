@@ -6,7 +6,7 @@ computes them on the CPU in float32 whatever the rest runs on, which agrees on o
 Both go one step at a time, in windows over the image, and only integers go on to the entropy coder.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, ClassVar
@@ -137,6 +137,15 @@ def _cells(y: np.ndarray) -> np.ndarray:
 def _coding_order(x: np.ndarray) -> np.ndarray:
     """[N, C/4] -> [N · C/4]: channel by channel."""
     return np.ascontiguousarray(x.T).reshape(-1)
+
+
+def placed(steps: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
+    """What `Path.quantise` gives of each step, [N · C/4], where it is in y: [height, width, C]."""
+    groups = steps[0].size // (height * width)
+    y = np.empty((height, width, 4 * groups), steps[0].dtype)
+    for k, values in enumerate(steps):
+        _cells(y)[step_mask(k, height, width)] = values.reshape(groups, -1).T
+    return y
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,24 @@
-"""The quality that meets a size: bisection over streams that grow."""
+"""The quality that meets a size: bisection over streams that grow.
+
+Streams may be made in two ways: `quick(i)`, of which many are tried, and `final(i)`, which takes
+its time for one of nearly the same size. Where there is but one way, both are that.
+"""
 
 from collections.abc import Callable
 
+_TRIES = 3  # final streams that are made for one size
 
-def most_within(stream: Callable[[int], bytes], count: int, limit: int) -> tuple[int, bytes]:
+
+def most_within(quick: Callable[[int], bytes], count: int, limit: int) -> tuple[int, bytes]:
     """The last of `count` streams of at most `limit` bytes, and its place; the first if none is.
 
-    `stream(i)` makes one; about log2(count) are made. Sizes should not fall from one to the next:
+    About log2(count) are made. Sizes should not fall from one to the next:
     where they do, the one found is within the limit all the same, but may not be the last.
     """
-    best, low, high = (0, stream(0)), 1, count
+    best, low, high = (0, quick(0)), 1, count
     while low < high:
         middle = (low + high) // 2
-        data = stream(middle)
+        data = quick(middle)
         if len(data) <= limit:
             best, low = (middle, data), middle + 1
         else:
@@ -20,10 +26,39 @@ def most_within(stream: Callable[[int], bytes], count: int, limit: int) -> tuple
     return best
 
 
-def nearest(stream: Callable[[int], bytes], count: int, size: int) -> bytes:
-    """Of `count` streams, as above, the one whose size is nearest; of two the smaller."""
-    place, below = most_within(stream, count, size)
+def within(
+    quick: Callable[[int], bytes], final: Callable[[int], bytes], count: int, limit: int
+) -> bytes:
+    """Of `count` final streams about the last of at most `limit` bytes; a quick one if none is.
+
+    The first quick one, which may have more, if even that is too long.
+    """
+    aim = limit
+    for _ in range(_TRIES):
+        place, data = most_within(quick, count, aim)
+        if len(data) > limit:
+            break
+        better = final(place)
+        if len(better) <= limit:
+            return better
+        aim = min(len(data) * limit // len(better), len(data) - 1)
+    return data
+
+
+def nearest(
+    quick: Callable[[int], bytes], final: Callable[[int], bytes], count: int, size: int
+) -> bytes:
+    """Of `count` final streams one whose size is about the nearest; of two tried the smaller."""
+    distance = lambda data: (abs(len(data) - size), len(data))
+    place, data = _nearest(quick, count, size)
+    first = final(place)
+    place, _ = _nearest(quick, count, size * len(data) // len(first))
+    return min(first, final(place), key=distance)
+
+
+def _nearest(quick: Callable[[int], bytes], count: int, size: int) -> tuple[int, bytes]:
+    place, below = most_within(quick, count, size)
     if place + 1 == count:
-        return below
-    above = stream(place + 1)
-    return min(below, above, key=lambda data: (abs(len(data) - size), len(data)))
+        return place, below
+    above = place + 1, quick(place + 1)
+    return min((place, below), above, key=lambda x: (abs(len(x[1]) - size), len(x[1])))

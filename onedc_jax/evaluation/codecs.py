@@ -68,10 +68,13 @@ class Model:
 
     suffix = ".onedc"
 
-    def __init__(self, name_or_path: str | Path):
-        """A preset or a folder, as `onedc_jax.load` takes it. Raises ModelError as it does."""
-        self._codec = load(name_or_path)
-        self.name = str(name_or_path)
+    def __init__(self, name_or_path: str | Path, effort: int = 0):
+        """A preset or a folder, as `onedc_jax.load` takes it. Raises ModelError as it does.
+
+        `effort` is that of `coding.Codec.with_effort`.
+        """
+        self._codec = load(name_or_path).with_effort(effort)
+        self.name = f"{name_or_path}+{effort}" if effort else str(name_or_path)
         # The fingerprint in a file leaves out the decoder; here any other weight matters as well,
         # and what the weights do may differ from one release of this package to the next.
         config = checkpoint.read_config(checkpoint.resolve(name_or_path))
@@ -79,7 +82,7 @@ class Model:
         digest = hashlib.sha256(known.encode())
         for leaf in jax.tree.leaves(self._codec.params):
             digest.update(np.asarray(leaf).tobytes())
-        self.version = digest.hexdigest()[:16]
+        self.version = digest.hexdigest()[:16] + (f"+{effort}" if effort else "")
         self.qualities: tuple[Quality, ...] = QUALITIES if self._codec.has_knob else (None,)
         self._compiled: set[tuple[int, ...]] = set()
 

@@ -43,15 +43,22 @@ class Codecs:
 
     @classmethod
     def load(
-        cls, models: Iterable[str], baseline: Iterable[str], external: Iterable[Path]
+        cls,
+        models: Iterable[str],
+        baseline: Iterable[str],
+        external: Iterable[Path],
+        effort: int | None = None,
     ) -> "Codecs":
         """By models' names or folders, baselines' names, and files as `read_external` reads.
+
+        With `effort` each model is there twice, without it and with it.
 
         Raises OneDCError for one that there is not, two of one name, or none at all.
         """
         others, missing = baselines.available(dict.fromkeys(baseline))
         others += [read_external(file) for file in external]
-        own = [Model(name) for name in dict.fromkeys(models)]
+        efforts = [0, effort] if effort else [0]
+        own = [Model(name, steps) for name in dict.fromkeys(models) for steps in efforts]
         names = [codec.name for codec in (*own, *others)]
         for name in names:
             if names.count(name) > 1:

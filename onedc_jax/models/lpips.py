@@ -77,14 +77,14 @@ class LPIPS(nn.Module):
             head = self.param(f"head_{n}", nn.initializers.ones, (stage[-1][1],))
             setattr(self, f"head_{n}", head)
 
-    def __call__(self, a: Array, b: Array) -> Array:
+    def __call__(self, a: Array, b: Array, there: Array | None = None) -> Array:
         if a.ndim != 4 or a.shape != b.shape or min(a.shape[1:3]) < SMALLEST[self.net]:
             raise ValueError(
                 f"LPIPS ({self.net}) compares batches of one shape [B, H, W, 3], H and W at least "
                 f"{SMALLEST[self.net]}; got {a.shape} and {b.shape}"
             )
         # One pass each, not one over both: a target needs no gradient, and then has none computed.
-        return self.compare(self.features(a), self.features(b))
+        return self.compare(self.features(a), self.features(b), there)
 
     def features(self, x: Array) -> list[Array]:
         """What images are compared by: after each stage's last ReLU, [B, H', W', C] of `dtype`."""
@@ -99,11 +99,17 @@ class LPIPS(nn.Module):
             taps.append(x)
         return taps
 
-    def compare(self, a: list[Array], b: list[Array]) -> Array:
-        """The distance of two batches of images by their `features` -> [B] float32."""
+    def compare(self, a: list[Array], b: list[Array], there: Array | None = None) -> Array:
+        """The distance of two batches of images by their `features` -> [B] float32.
+
+        What lies where `there`, boolean [B, H, W, 1], is false counts as alike.
+        """
         distance = jnp.zeros(a[0].shape[0])
         for n, (x, y) in enumerate(zip(a, b, strict=True)):
             difference = jnp.square(unit_length(x) - unit_length(y))
+            if there is not None:
+                seen = jax.image.resize(there, (*difference.shape[:3], 1), "nearest")
+                difference = jnp.where(seen, difference, 0.0)
             weighted = jnp.einsum("bhwc,c->b", difference, getattr(self, f"head_{n}"))
             distance += weighted / (x.shape[1] * x.shape[2])
         return distance

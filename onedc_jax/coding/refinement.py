@@ -1,0 +1,159 @@
+"""A search for a better y: what the encoder's network finds at once is a first guess.
+
+The decoder is differentiable, so y can follow the gradient of what the reader will see, image by
+image (Campos et al., "Content Adaptive Optimization for Neural Image Compression", CVPRW 2019). The
+stream is an ordinary one. Every step rounds y, with the very numbers of the entropy coder, and
+walks on by the gradient of the rounded one's distortion, LPIPS on AlexNet and a part of L1, less
+what of it would spend bits.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onedc_jax.coding import tables
+from onedc_jax.coding.entropy import ESCAPE_BITS
+from onedc_jax.coding.networks import LATENTS, Networks, padded
+from onedc_jax.coding.path import FloatPath, IntegerPath, knob_place, placed
+from onedc_jax.coding.windows import BLOCK, cover, cut, paste
+from onedc_jax.models.layers import inside
+from onedc_jax.models.lpips import LPIPS, load_lpips
+from onedc_jax.models.onedc import OneDC
+from onedc_jax.models.padding import within
+
+Array = jax.Array
+
+_SHAPES = ((8, 8), (8, 12), (12, 8))  # small ones: gradients hold all that a decoder computes
+_HALO = 1
+_PIXELS = 0.4  # weight of L1 beside LPIPS, which minds colours little
+_RATE = 0.03  # how far y goes in its first step, of the unit that it is rounded to
+_MOMENTUM, _SPREAD = 0.8, 0.95  # how much of the gradients' mean and square is kept from a step
+_SLACK = 1.1  # a y of so many times the bits is still taken
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """The search, for one model on one device."""
+
+    networks: Networks
+    path: IntegerPath | FloatPath
+    steps: int
+    watch: Callable[[Iterable], Iterable]
+    weights: dict = field(repr=False)
+
+    @classmethod
+    def of(
+        cls, networks: Networks, path: IntegerPath | FloatPath, steps: int, watch: Callable
+    ) -> "Refinement":
+        """With LPIPS's weights; raises ModelError where they are missing."""
+        return cls(networks, path, steps, watch, load_lpips("alex"))
+
+    def __call__(
+        self, image: np.ndarray, y: np.ndarray, z_indices: np.ndarray, rate: int | None
+    ) -> np.ndarray:
+        """A y [H/16, W/16, C] that is rounded to a better image, in nearly as many bits.
+
+        `image` is uint8 [H, W, 3], y what `Networks.analyse` found of it, with the knob's gain. The
+        same y comes back where no step helps.
+        """
+        best, lowest, limit = y, np.inf, np.inf
+        mean, square = np.zeros_like(y), np.zeros_like(y)
+        for step in self.watch(range(self.steps + 1)):
+            coded, y_hat = self.path.quantise(y, z_indices, rate)
+            bits, slope = costs(*(placed(part, *y.shape[:2]) for part in zip(*coded, strict=True)))
+            distortion, gradient = self.distortion(image, y_hat, z_indices, rate)
+            if step == 0:
+                limit = _SLACK * bits
+            if distortion < lowest and bits <= limit:
+                best, lowest = y, distortion
+            # The price of bits at which the step, to first order, spends none.
+            price = max(0.0, -np.vdot(gradient, slope) / max(np.vdot(slope, slope), 1e-30))
+            gradient += price * slope
+            # The rest is Adam (Kingma and Ba, 2015), whose steps become shorter.
+            mean = _MOMENTUM * mean + (1 - _MOMENTUM) * gradient
+            square = _SPREAD * square + (1 - _SPREAD) * gradient**2
+            part = 1 - np.array([_MOMENTUM, _SPREAD]) ** (step + 1)  # they began at zero
+            length = _RATE * (0.5 + 0.5 * np.cos(np.pi * step / self.steps))
+            y = y - length * (mean / part[0]) / (np.sqrt(square / part[1]) + 1e-12)
+            y = y.astype(np.float32)
+        return best
+
+    def distortion(
+        self, image: np.ndarray, y_hat: np.ndarray, z_indices: np.ndarray, rate: int | None
+    ) -> tuple[float, np.ndarray]:
+        """LPIPS and a part of L1 of the image that is made of y_hat, and their gradient, as y_hat.
+
+        Large images are looked at in windows, whose edges count twice.
+        """
+        image, gradient, total = padded(image), np.empty_like(y_hat), 0.0
+        shape, windows = cover(*z_indices.shape, _SHAPES, _HALO)
+        for window in windows:
+            first = np.array([[window.rows.start, window.columns.start]], np.int32)
+            args = (
+                self.networks.params,
+                self.weights,
+                cut(y_hat, window, shape, 4),
+                cut(z_indices, window, shape, 1),
+                knob_place(rate),
+                first * LATENTS,
+                np.array([window.size], np.int32),
+                cut(image, window, shape, BLOCK),
+            )
+            key, of = ("distortion", shape), repr(self.networks.model)
+            program = self.networks.programs.get(key, self._gradient, of, *args)
+            value, slope = program(*args)
+            total += float(value)
+            paste(gradient, np.asarray(slope)[0], window, 4)
+        share = 1 / z_indices.size
+        return total * share, gradient * share
+
+    def _gradient(self, params, weights, y_hat, z_indices, place, origin, sizes, target):
+        """LPIPS and a part of L1, summed over a window's blocks, and their gradient."""
+        blocks = z_indices.shape[1:]
+        there = inside(sizes, blocks, *target.shape[1:3])
+        target = target.astype(jnp.float32) / 127.5 - 1
+
+        def distortion(y_hat: Array) -> Array:
+            with within(sizes, blocks):
+                latents = y_hat, z_indices, place, origin
+                image = self.networks.model.apply(
+                    {"params": params}, *latents, method=OneDC.reconstruct
+                )
+            image = jnp.where(there, image, target)
+            unit = lambda x: (x + 1) / 2
+            distance = LPIPS().apply({"params": weights}, unit(image), unit(target), there)[0]
+            return (distance + _PIXELS * jnp.abs(image - target).mean()) * blocks[0] * blocks[1]
+
+        return jax.value_and_grad(distortion)(y_hat)
+
+
+def costs(symbols: np.ndarray, levels: np.ndarray) -> tuple[float, np.ndarray]:
+    """What symbols of tables of these levels cost, in bits, and what one more would of each.
+
+    Both int32 [..] -> the sum, and float32 [..], the mean of a step up and a step down.
+    """
+    table = _bits()
+    at = np.abs(symbols)
+    of = lambda size: table[levels, np.minimum(size, table.shape[1] - 1)]
+    slope = (of(at + 1) - of(np.abs(at - 1))) / 2
+    return float(of(at).sum()), np.sign(symbols) * slope
+
+
+@functools.lru_cache(maxsize=1)
+def _bits() -> np.ndarray:
+    """The bits of the sizes 0, 1, .. of symbols in each table, float32 [levels, sizes].
+
+    Beyond the largest that a table has a code for it is that of the escape and what comes after.
+    """
+    bits = []
+    for frequencies in tables.load().frequencies:
+        ends = frequencies[0], *frequencies[1:-1:2], frequencies[-1]  # 0, -1, -2, .., the escape
+        bits.append(tables.PRECISION - np.log2(ends))
+        bits[-1][-1] += ESCAPE_BITS
+    sizes = max(map(len, bits))
+    pad = lambda row: np.pad(row, (0, sizes - len(row)), mode="edge")
+    return np.stack([pad(row) for row in bits]).astype(np.float32)
