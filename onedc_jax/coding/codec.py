@@ -128,8 +128,8 @@ class Codec:
         points = [(rates[0], k) for k in range(stream.STEPS)] + [(r, stream.STEPS) for r in rates]
         code = self._coder(image)
         quick = functools.cache(lambda i: code(*points[i], None))
-        final = (lambda i: code(*points[i], self.refinement)) if self.refinement else quick
-        return quick, final, len(points)
+        final = functools.cache(lambda i: code(*points[i], self.refinement))
+        return quick, final if self.refinement else quick, len(points)
 
     def _rate(self, quality: float | None) -> int | None:
         """The place of the knob for a quality."""

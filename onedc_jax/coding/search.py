@@ -12,8 +12,8 @@ _TRIES = 3  # final streams that are made for one size
 def most_within(quick: Callable[[int], bytes], count: int, limit: int) -> tuple[int, bytes]:
     """The last of `count` streams of at most `limit` bytes, and its place; the first if none is.
 
-    About log2(count) are made. Sizes should not fall from one to the next:
-    where they do, the one found is within the limit all the same, but may not be the last.
+    About log2(count) are made. Sizes should not fall from one to the next: where they do, the one
+    found is within the limit all the same, but may not be the last.
     """
     best, low, high = (0, quick(0)), 1, count
     while low < high:
