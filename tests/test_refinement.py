@@ -20,7 +20,7 @@ SHAPES = "onedc_jax.coding.refinement._SHAPES"
 
 @pytest.fixture
 def codec(model, monkeypatch):
-    monkeypatch.setattr(SHAPES, ((2, 3),))
+    monkeypatch.setattr(SHAPES, ((3, 4),))
     return model
 
 
@@ -65,7 +65,6 @@ def test_the_gradient_is_the_distortion_s(codec):
 def test_a_picture_s_distortion_does_not_depend_on_its_array(codec, monkeypatch):
     image = photo(192, 256)
     y, z_indices = codec.analyse(image)
-    monkeypatch.setattr(SHAPES, ((3, 4),))
     distortion, gradient = codec.refinement.distortion(image, y, z_indices, None)
     monkeypatch.setattr(SHAPES, ((4, 6),))
     close, alike = codec.refinement.distortion(image, y, z_indices, None)
