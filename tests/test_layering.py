@@ -49,6 +49,10 @@ ROOMS = {
         *("coding.tables", "coding.entropy", "coding.stream", "coding.windows"),
         "coding.programs",
     ],
+    "onedc_jax.coding.refinement": [
+        *("models.*", "coding.tables", "coding.entropy", "coding.windows"),
+        *("coding.networks", "coding.path"),
+    ],
     "onedc_jax.coding.proof": ["errors", "models.*", "coding.entropy", "coding.path"],
     "onedc_jax.coding.*": ["errors", "coding.tables", "coding.entropy", "coding.stream"],
     # how it is learned
