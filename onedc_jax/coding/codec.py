@@ -151,12 +151,10 @@ class Codec:
         y, z_indices = self.analyse(image)
 
         def code(rate: int | None, steps: int, refinement: Refinement | None) -> bytes:
-            coded = []
-            if steps:
-                gained = self._gained(y, rate)
-                if refinement and steps == stream.STEPS:
-                    gained = refinement(image, gained, z_indices, rate)
-                coded = self.path.quantise(gained, z_indices, rate)[0][:steps]
+            if steps < stream.STEPS:
+                refinement = None
+            held = image, y, z_indices, rate, refinement
+            coded = self._rounded(*held)[0][:steps] if steps else []
             coded += [_EMPTY] * (stream.STEPS - len(coded))
             return stream.pack(replace(header, rate=rate), z_indices, *encode_steps(coded))
 
@@ -193,14 +191,22 @@ class Codec:
         self, y: np.ndarray, z_indices: np.ndarray, rate: int | None
     ) -> tuple[list, np.ndarray]:
         """What `analyse` found, rounded: as `Path.quantise`, but before the knob's gain."""
-        return self.path.quantise(self._gained(y, rate), z_indices, rate)
+        return self._rounded(None, y, z_indices, rate, None)
 
-    def _gained(self, y: np.ndarray, rate: int | None) -> np.ndarray:
-        return y if rate is None else self.networks.gained(y, knob_place(rate))
+    def _rounded(self, image, y, z_indices, rate, refinement) -> tuple[list, np.ndarray]:
+        """The same, after a search for the y of `image` if there is one."""
+        if rate is not None:
+            y = self.networks.gained(y, knob_place(rate))
+        if refinement:
+            y = refinement(image, y, z_indices, rate)
+        return self.path.quantise(y, z_indices, rate)
 
     def encode_latents(self, image: np.ndarray, quality: float | None = None) -> Latents:
         """What the encoder of `image` holds, and the decoder of its stream will."""
-        return self.decode_latents(self.encode(image, quality=quality))[1]
+        y, z_indices = self.analyse(image)
+        rate = self._rate(quality)
+        y_hat = self._rounded(image, y, z_indices, rate, self.refinement)[1]
+        return Latents(z_indices, y_hat, rate)
 
     def decode_latents(
         self, data: bytes, allow_truncated: bool = False
@@ -243,5 +249,5 @@ class Codec:
 
     def _on(self, device: jax.Device) -> "Codec":
         networks, path = self.networks.on(device), self.path.on(device)
-        found = self.refinement and replace(self.refinement, networks=networks, path=path)
+        found = self.refinement and self.refinement.on(device, networks, path)
         return replace(self, networks=networks, path=path, refinement=found)

@@ -24,8 +24,8 @@ from onedc_jax.models.winograd import on_cpu
 
 Array = jax.Array
 
-LATENTS = 8  # positions of a latent along a block's side
-_HALO = 1  # blocks at a window's edge that it does not answer for: it sees too little around them
+_LATENTS = 8  # positions of a latent along a block's side
+HALO = 1  # blocks at a window's edge that it does not answer for: it sees too little around them
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,14 @@ class Networks:
 
         def inputs(window: Window) -> tuple:
             latents = cut(y_hat, window, shape, 4), cut(z_indices, window, shape, 1)
-            first = window.rows.start + start[0], window.columns.start + start[1]
-            return *latents, place, np.array([first], np.int32) * LATENTS
+            return *latents, place, origin(window, start)
 
         tiles = self._tiles(partial(self.reconstruction, shape), windows, inputs)
         return joined(windows, lambda window: next(tiles)[0])
 
     def cover(self, rows: int, columns: int) -> tuple[tuple[int, int], list[Window]]:
         """The arrays' shape and the windows over an image of so many blocks."""
-        return cover(rows, columns, SHAPES, _HALO)
+        return cover(rows, columns, SHAPES, HALO)
 
     def _tiles(
         self, program: Callable, windows: list[Window], inputs: Callable[[Window], tuple]
@@ -168,6 +167,15 @@ def padded(image: np.ndarray) -> np.ndarray:
     """An image [H, W, 3] whose sides are multiples of BLOCK: its last row and column repeated."""
     height, width = image.shape[:2]
     return np.pad(image, ((0, -height % BLOCK), (0, -width % BLOCK), (0, 0)), mode="edge")
+
+
+def origin(window: Window, start: tuple[int, int] = (0, 0)) -> np.ndarray:
+    """Where a window is in a picture, as `Generator` takes it, int32 [1, 2].
+
+    `start` is the row and column of the block that windows are counted from.
+    """
+    first = window.rows.start + start[0], window.columns.start + start[1]
+    return np.array([first], np.int32) * _LATENTS
 
 
 def to_uint8(image: Array) -> Array:

@@ -9,7 +9,7 @@ what of it would spend bits.
 
 import functools
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,9 @@ import numpy as np
 
 from onedc_jax.coding import tables
 from onedc_jax.coding.entropy import ESCAPE_BITS
-from onedc_jax.coding.networks import LATENTS, Networks, padded
+from onedc_jax.coding.networks import HALO, Networks, origin, padded
 from onedc_jax.coding.path import FloatPath, IntegerPath, knob_place, placed
-from onedc_jax.coding.windows import BLOCK, cover, cut, paste
+from onedc_jax.coding.windows import BLOCK, SHAPES, cover, cut, paste
 from onedc_jax.models.layers import inside
 from onedc_jax.models.lpips import LPIPS, load_lpips
 from onedc_jax.models.onedc import OneDC
@@ -27,8 +27,7 @@ from onedc_jax.models.padding import within
 
 Array = jax.Array
 
-_SHAPES = ((8, 8), (8, 12), (12, 8))  # small ones: gradients hold all that a decoder computes
-_HALO = 1
+_SHAPES = SHAPES[:-1]  # the small ones: gradients hold all that a decoder computes
 _PIXELS = 0.4  # weight of L1 beside LPIPS, which minds colours little
 _RATE = 0.03  # how far y goes in its first step, of the unit that it is rounded to
 _MOMENTUM, _SPREAD = 0.8, 0.95  # how much of the gradients' mean and square is kept from a step
@@ -50,7 +49,15 @@ class Refinement:
         cls, networks: Networks, path: IntegerPath | FloatPath, steps: int, watch: Callable
     ) -> "Refinement":
         """With LPIPS's weights; raises ModelError where they are missing."""
-        return cls(networks, path, steps, watch, load_lpips("alex"))
+        found = cls(networks, path, steps, watch, load_lpips("alex"))
+        return found.on(jax.local_devices()[0], networks, path)
+
+    def on(
+        self, device: jax.Device, networks: Networks, path: IntegerPath | FloatPath
+    ) -> "Refinement":
+        """The same on another device, with what of the model is there."""
+        weights = jax.device_put(self.weights, device)
+        return replace(self, networks=networks, path=path, weights=weights)
 
     def __call__(
         self, image: np.ndarray, y: np.ndarray, z_indices: np.ndarray, rate: int | None
@@ -90,16 +97,15 @@ class Refinement:
         Large images are looked at in windows, whose edges count twice.
         """
         image, gradient, total = padded(image), np.empty_like(y_hat), 0.0
-        shape, windows = cover(*z_indices.shape, _SHAPES, _HALO)
+        shape, windows = cover(*z_indices.shape, _SHAPES, HALO)
         for window in windows:
-            first = np.array([[window.rows.start, window.columns.start]], np.int32)
             args = (
                 self.networks.params,
                 self.weights,
                 cut(y_hat, window, shape, 4),
                 cut(z_indices, window, shape, 1),
                 knob_place(rate),
-                first * LATENTS,
+                origin(window),
                 np.array([window.size], np.int32),
                 cut(image, window, shape, BLOCK),
             )

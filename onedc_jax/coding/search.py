@@ -49,16 +49,22 @@ def nearest(
     quick: Callable[[int], bytes], final: Callable[[int], bytes], count: int, size: int
 ) -> bytes:
     """Of `count` final streams one whose size is about the nearest; of two tried the smaller."""
-    distance = lambda data: (abs(len(data) - size), len(data))
     place, data = _nearest(quick, count, size)
     first = final(place)
     place, _ = _nearest(quick, count, size * len(data) // len(first))
-    return min(first, final(place), key=distance)
+    return min(first, final(place), key=_distance(size))
 
 
 def _nearest(quick: Callable[[int], bytes], count: int, size: int) -> tuple[int, bytes]:
     place, below = most_within(quick, count, size)
     if place + 1 == count:
         return place, below
-    above = place + 1, quick(place + 1)
-    return min((place, below), above, key=lambda x: (abs(len(x[1]) - size), len(x[1])))
+    above = quick(place + 1)
+    if min(below, above, key=_distance(size)) is below:
+        return place, below
+    return place + 1, above
+
+
+def _distance(size: int) -> Callable[[bytes], tuple[int, int]]:
+    """How far a stream is from a size; of two as far the smaller is less."""
+    return lambda data: (abs(len(data) - size), len(data))
