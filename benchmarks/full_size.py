@@ -4,15 +4,17 @@
     python benchmarks/full_size.py --sizes 512x512 768x512
     python benchmarks/full_size.py --dtype bfloat16 --sizes 512x512 1024x1024 --batches 1 8   # GPU
 
-Both sides have random weights of the released shapes: Stable Diffusion 1.5's U-Net, which sees
-features of 320 channels and tokens of 768, and Stable Diffusion 2.1's VAE decoder. They run by
-turns in processes of their own, on CPUs with as many threads as there are cores; the best of each
-counts. PyTorch is run as it comes, with channels last on a GPU, and compiled where that works. On
-Linux both have the C library ask for huge pages, as both otherwise wait for the kernel to clear
-small ones: --small-pages leaves it.
+Both sides have random weights of the released shapes, drawn on the device: Stable Diffusion 1.5's
+U-Net, which sees features of 320 channels and tokens of 768, and Stable Diffusion 2.1's VAE
+decoder. Each is a process with one set of weights for all sizes and batches. They get ready
+together, jax with several compilations at once, and then run by turns, on CPUs with as many threads
+as there are cores; the best of each counts. PyTorch is run as it comes, with channels last on a
+GPU, and compiled where that works. On Linux both have the C library ask for huge pages, as both
+otherwise wait for the kernel to clear small ones: --small-pages leaves it.
 
-Two floors stand beside the seconds: of the operations, at the rate at which large matrices multiply
-here, and of the bytes that XLA counts, at the rate at which memory is copied.
+Two floors stand beside the seconds: of the products, at the rate at which large matrices multiply
+here, and of the bytes that XLA counts (on a GPU without those of library calls), at the rate at
+which memory is copied. Memory is PyTorch's peak on a GPU, and what XLA plans a jax program to take.
 """
 
 import argparse
@@ -21,16 +23,18 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import NamedTuple
 
-from machine import copy_rate, heading, matrix_rate, table
+from machine import copy_rate, heading, matrix_rate, operations, seconds, table
 
 TOKENS = 768
 FEATURES = 320
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 SIDES = ["jax", "torch", "torch.compile"]
+GPU_RUNS, LEAST = 3, 0.3  # at each turn so many and so many seconds; on a CPU one run is enough
 
 
 class Case(NamedTuple):
@@ -43,150 +47,220 @@ class Case(NamedTuple):
 
 
 class Runner(NamedTuple):
-    """One side: `once()` decodes and waits; `memory()` is the peak in bytes, 0 if not known."""
+    """A case on one side, warm: `once()` decodes and waits, `release()` leaves memory to others."""
 
     once: Callable[[], object]
-    memory: Callable[[], int]
-    costs: Mapping[str, float] = MappingProxyType({})  # "flops" and "bytes", where they are counted
+    runs: int  # at each turn
+    costs: dict[str, float]  # "memory" in bytes, 0 if not known; "flops" and "bytes", if counted
+    release: Callable[[], object] = lambda: None
 
 
-def jax_runner(case: Case) -> Runner:
-    """One program from features to pixels, as in the codec."""
+def jax_side(cases: list[Case]) -> Callable[[Case], Runner]:
+    """One program a case, from features to pixels as in the codec; all are compiled from now on."""
     import jax
     import jax.numpy as jnp
 
     from onedc_jax.coding.networks import to_uint8
     from onedc_jax.models.generator import Generator
-    from onedc_jax.models.init import random_params
     from onedc_jax.models.vae import VAE
     from onedc_jax.models.winograd import on_cpu
 
-    shape = jax.ShapeDtypeStruct
-    generator, vae = Generator(dtype=case.dtype), VAE(dtype=case.dtype)
-    h, w = case.height // 8, case.width // 8
-    x_hat = shape((case.batch, h, w, FEATURES), jnp.float32)
-    tokens = shape((case.batch, h // 8 * (w // 8), TOKENS), jnp.float32)
-    latent = shape((case.batch, h, w, 4), jnp.float32)
-    key = jax.random.key(0)
-    params = dict(
-        generator=jax.eval_shape(generator.init, key, x_hat, tokens)["params"],
-        vae=jax.eval_shape(lambda k, x: vae.init(k, x, method=VAE.decode), key, latent)["params"],
-    )
-    params = jax.tree.map(lambda x: jnp.asarray(x, case.dtype), random_params(params, 0))
+    dtype, cpu = cases[0].dtype, jax.default_backend() == "cpu"
+    generator, vae, key = Generator(dtype=dtype), VAE(dtype=dtype), jax.random.key(0)
+
+    def inputs(case: Case) -> list[jax.ShapeDtypeStruct]:
+        h, w = case.height // 8, case.width // 8
+        shapes = (h, w, FEATURES), (h // 8 * (w // 8), TOKENS)
+        return [jax.ShapeDtypeStruct((case.batch, *shape), jnp.float32) for shape in shapes]
+
+    def init(x_hat, tokens):
+        latent = jnp.zeros((*x_hat.shape[:3], 4))
+        params = generator.init(key, x_hat, tokens), vae.init(key, latent, method=VAE.decode)
+        return jax.tree.map(lambda x: x.astype(dtype), params)
 
     def decode(params, x_hat, tokens):
-        with on_cpu():
-            x0 = generator.apply({"params": params["generator"]}, x_hat, tokens)["x0"]
-            image = vae.apply({"params": params["vae"]}, x0, method=VAE.decode)
+        x0 = generator.apply(params[0], x_hat, tokens)["x0"]
+        image = vae.apply(params[1], x0, method=VAE.decode)
         return to_uint8(jnp.clip(image, -1, 1))
 
-    inputs = [jax.random.normal(key, x.shape) for x in (x_hat, tokens)]
-    program = jax.jit(decode).lower(params, *inputs).compile()
-    costs = program.cost_analysis() or {}
-    costs = dict(flops=costs.get("flops", 0.0), bytes=costs.get("bytes accessed", 0.0))
-    memory = lambda: (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
-    return Runner(lambda: jax.block_until_ready(program(params, *inputs)), memory, costs)
+    def compiled(case: Case) -> tuple[jax.stages.Compiled, dict[str, float]]:
+        with on_cpu():
+            program = jax.jit(decode).lower(shapes, *inputs(case)).compile()
+        memory, costs = program.memory_analysis(), program.cost_analysis() or {}
+        size = memory.argument_size_in_bytes + memory.output_size_in_bytes
+        size += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+        return program, dict(bytes=costs.get("bytes accessed", 0.0), memory=size)
+
+    def counted(case: Case) -> float:
+        # Not by XLA, which counts a loop once, and on a GPU nothing of what libraries do. As on a
+        # CPU, where attention is made of plain products.
+        with jax.default_device(jax.devices("cpu")[0]):
+            return operations(jax.make_jaxpr(decode)(shapes, *inputs(case)).jaxpr)
+
+    def weights(noise):
+        def leaf(path, x):
+            if len(x.shape) == 1:
+                return jnp.full(x.shape, path[-1].key == "scale", x.dtype)
+            return noise[: x.size].reshape(x.shape) * (x.size // x.shape[-1]) ** -0.5
+
+        return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+    shapes = jax.eval_shape(init, *inputs(cases[0]))
+    compiling, counting = ThreadPoolExecutor(4), ThreadPoolExecutor(1)
+    programs = {case: compiling.submit(compiled, case) for case in cases}
+    flops = {case: counting.submit(counted, case) for case in cases}
+    # One draw for all kernels: a thousand draws take XLA minutes to compile.
+    largest = max(x.size for x in jax.tree.leaves(shapes))
+    params = jax.jit(weights)(jax.random.normal(key, (largest,), dtype))
+
+    def prepare(case: Case) -> Runner:
+        program, costs = programs[case].result()
+        arguments = params, *(jax.random.normal(key, x.shape, x.dtype) for x in inputs(case))
+        once = lambda: jax.block_until_ready(program(*arguments))
+        once()
+        costs |= dict(flops=flops[case].result())
+        return Runner(once, 1 if cpu else GPU_RUNS, costs)
+
+    return prepare
 
 
-def torch_runner(case: Case, compiled: bool) -> Runner:
+def torch_side(cases: list[Case], compiled: bool) -> Callable[[Case], Runner]:
     """diffusers' modules of the same shapes."""
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     torch.manual_seed(0)
     gpu = torch.cuda.is_available()
-    device, dtype = "cuda" if gpu else "cpu", getattr(torch, case.dtype)
-    unet = UNet2DConditionModel(cross_attention_dim=TOKENS, in_channels=FEATURES).eval()
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=4,
-    ).eval()
+    device, dtype = "cuda" if gpu else "cpu", getattr(torch, cases[0].dtype)
+    with torch.device(device):
+        unet = UNet2DConditionModel(cross_attention_dim=TOKENS, in_channels=FEATURES)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+            latent_channels=4,
+        )
     layout = torch.channels_last if gpu else torch.contiguous_format
-    unet, vae = (net.to(device, dtype).to(memory_format=layout) for net in (unet, vae))
-    h, w = case.height // 8, case.width // 8
-    x_hat = torch.randn(case.batch, FEATURES, h, w).to(device, dtype, memory_format=layout)
-    tokens = torch.randn(case.batch, h // 8 * (w // 8), TOKENS).to(device, dtype)
+    unet, vae = (net.to(dtype).to(memory_format=layout).eval() for net in (unet, vae))
 
     def decode(x_hat, tokens):
         eps = unet(x_hat, 999, tokens).sample
         image = vae.decode((x_hat[:, :4] - eps) / 0.18215).sample
         return ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
-    run = torch.compile(decode) if compiled else decode
+    if compiled:  # else no more than eight cases are, and the others run as they are
+        torch._dynamo.config.recompile_limit = max(8, len(cases))
 
-    def once():
-        with torch.inference_mode():
-            run(x_hat, tokens)
+    def prepare(case: Case) -> Runner:
+        h, w = case.height // 8, case.width // 8
+        x_hat = torch.randn(case.batch, FEATURES, h, w, device=device, dtype=dtype)
+        x_hat = x_hat.to(memory_format=layout)
+        tokens = torch.randn(case.batch, h // 8 * (w // 8), TOKENS, device=device, dtype=dtype)
+        run = torch.compile(decode, dynamic=False) if compiled else decode
+
+        def once():
+            with torch.inference_mode():
+                run(x_hat, tokens)
+            if gpu:
+                torch.cuda.synchronize()
+
+        once()
         if gpu:
-            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        once()
+        if not gpu:
+            return Runner(once, 1, dict(memory=0))
+        costs = dict(memory=torch.cuda.max_memory_allocated())
+        torch.cuda.empty_cache()
+        return Runner(once, GPU_RUNS, costs, torch.cuda.empty_cache)
 
-    return Runner(once, torch.cuda.max_memory_allocated if gpu else lambda: 0)
+    return prepare
 
 
-def child(side: str, case: Case) -> None:
-    """Says what it costs when it is ready, then answers each line of input with a run's seconds."""
+def child(side: str, cases: list[Case], limit: float) -> None:
+    """Says which cases are ready and what they cost, then times those that are asked for.
+
+    A line each: {"case": index, ...costs} as they get ready, {"done": true}; from then on an index
+    is answered with a run's seconds, Infinity if it failed.
+    """
+    start = time.perf_counter()
     os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
-    runner = jax_runner(case) if side == "jax" else torch_runner(case, side == "torch.compile")
-    for _ in range(2):
-        runner.once()
-    print(json.dumps(dict(runner.costs) | dict(memory=runner.memory())), flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        runner.once()
-        print(json.dumps(time.perf_counter() - start), flush=True)
+    say = lambda what: print(json.dumps(what), flush=True)
+    leave_out = lambda case, why: print(f"{side}: not {case}: {why:.200}", file=sys.stderr)
+    prepare = jax_side(cases) if side == "jax" else torch_side(cases, side == "torch.compile")
+    runners = {}
+    for index, case in enumerate(cases):
+        # Jax's cases are compiled together: when one is ready, none takes much longer.
+        if side != "jax" and time.perf_counter() - start > limit:
+            leave_out(case, "no time left")
+            continue
+        try:
+            runners[index] = prepare(case)
+            say(dict(case=index) | runners[index].costs)
+        except Exception as error:
+            leave_out(case, repr(error))
+    say(dict(done=True))
+    for index in map(int, sys.stdin):
+        try:
+            say(seconds(runners[index].once, LEAST, runners[index].runs))
+        except Exception as error:
+            leave_out(cases[index], repr(error))
+            say(float("inf"))
+        runners[index].release()
 
 
-def measure(case: Case, sides: list[str], rounds: int, env: dict[str, str]) -> dict[str, dict]:
-    """The costs and the best seconds of each side that runs, by turns."""
-    processes, found = {}, {}
-    for side in sides:
-        command = [sys.executable, __file__, "--child", side, json.dumps(case)]
-        pipe = subprocess.PIPE
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
-        if ready := process.stdout.readline():
-            processes[side], found[side] = process, json.loads(ready) | dict(seconds=float("inf"))
-        else:
-            print(f"{side}: does not run here with {case}", file=sys.stderr)
-    for _ in range(rounds):
-        for side, process in processes.items():
-            process.stdin.write("\n")
-            process.stdin.flush()
-            seconds = json.loads(process.stdout.readline())
-            found[side]["seconds"] = min(found[side]["seconds"], seconds)
-    for process in processes.values():
-        process.stdin.close()
-        process.wait()
-    return found
+def ready(side: str, process: subprocess.Popen) -> dict[int, dict]:
+    """The costs of each case that a side can run, by the case's index, when it has said all."""
+    found = {}
+    while line := process.stdout.readline():
+        said = json.loads(line)
+        if "done" in said:
+            return found
+        found[said.pop("case")] = said
+    print(f"{side}: does not run here", file=sys.stderr)
+    return {}
 
 
-def main(cases: list[Case], sides: list[str], rounds: int, env: dict[str, str]) -> None:
+def answer(process: subprocess.Popen, index: int) -> float:
+    """The seconds of a case's run, infinite if it fails."""
+    if process.poll() is not None:
+        return float("inf")
+    print(index, file=process.stdin, flush=True)
+    return json.loads(process.stdout.readline() or "Infinity")
+
+
+def main(cases: list[Case], sides: list[str], rounds: int, limit: float, env: dict) -> None:
     rows = []
-    # In a process of its own: this one holds no device that the sides need.
-    rates = json.loads(
-        subprocess.run(
-            [sys.executable, __file__, "--rates", "--dtype", cases[0].dtype],
-            env=env,
-            stdout=subprocess.PIPE,
-            check=True,
-        ).stdout
-    )
-    for case in cases:
-        found = measure(case, sides, rounds, env)
-        ours = found.get("jax", {})
-        for side, of in found.items():
-            seconds, memory = of["seconds"], of["memory"]
-            ratio = f"{ours['seconds'] / seconds:.2f}" if ours else ""
-            row = [f"{case.width}×{case.height}", case.batch, side, f"{1e3 * seconds:.1f}"]
-            row += [f"{case.batch / seconds:.2f}", ratio]
-            row += [f"{memory / 2**30:.2f}" if memory else ""]
-            # What is to be done is the same for all, and XLA counts it.
-            floors = [ours.get(name, 0.0) / rates[name] for name in ("flops", "bytes")]
-            row += [f"{1e3 * floor:.1f}" for floor in floors]
-            rows.append([*row, f"{100 * floors[0] / seconds:.0f}%"])
-            print(*rows[-1], file=sys.stderr)
+    # First and in a process of its own: it needs the device alone, and then leaves it to the sides.
+    command = [sys.executable, __file__, "--rates", "--dtype", cases[0].dtype]
+    rates = json.loads(subprocess.check_output(command, env=env))
+    with ExitStack() as stack:
+        processes = {}
+        for side in sides:
+            command = [sys.executable, __file__, "--child", side, json.dumps(cases)]
+            command += ["--prepare-seconds", str(limit)]
+            pipe = subprocess.PIPE
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env)
+            processes[side] = stack.enter_context(process)
+        costs = {side: ready(side, process) for side, process in processes.items()}
+        for index, case in enumerate(cases):
+            best = {side: float("inf") for side in sides if index in costs[side]}
+            for side in rounds * list(best):
+                best[side] = min(best[side], answer(processes[side], index))
+            found = {side: took for side, took in best.items() if took < float("inf")}
+            ours = costs.get("jax", {}).get(index, {})
+            for side, took in found.items():
+                memory = costs[side][index]["memory"]
+                ratio = f"{found['jax'] / took:.2f}" if "jax" in found else ""
+                row = [f"{case.width}×{case.height}", case.batch, side, f"{1e3 * took:.1f}"]
+                row += [f"{case.batch / took:.2f}", ratio]
+                row += [f"{memory / 2**30:.2f}" if memory else ""]
+                # What is to be done is the same for all, and XLA counts it.
+                floors = [ours.get(name, 0.0) / rates[name] for name in ("flops", "bytes")]
+                row += [f"{1e3 * floor:.1f}" for floor in floors]
+                rows.append([*row, f"{100 * floors[0] / took:.0f}%"])
+                print(*rows[-1], file=sys.stderr)
     print(f"{rates['heading']}; {cases[0].dtype} matrices multiply at", end=" ")
     print(f"{rates['flops'] / 1e9:,.0f} GFLOP/s, memory is copied at", end=" ")
     print(f"{rates['bytes'] / 1e9:,.0f} GB/s", end="\n\n")
@@ -202,12 +276,15 @@ if __name__ == "__main__":
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--rounds", type=int, default=3, metavar="N")
+    waits = dict(type=float, default=float("inf"), metavar="S")
+    parser.add_argument("--prepare-seconds", **waits, help="PyTorch begins no case after so long")
     parser.add_argument("--small-pages", action="store_true", help="ask for no huge pages")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--rates", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        child(arguments.child[0], Case(*json.loads(arguments.child[1])))
+        side, cases = arguments.child
+        child(side, [Case(*case) for case in json.loads(cases)], arguments.prepare_seconds)
     elif arguments.rates:
         rates = dict(flops=matrix_rate(arguments.dtype), bytes=copy_rate(), heading=heading())
         print(json.dumps(rates))
@@ -217,4 +294,4 @@ if __name__ == "__main__":
         sizes = [map(int, size.split("x")) for size in arguments.sizes]
         cases = [Case(*s, b, arguments.dtype) for s in map(tuple, sizes) for b in arguments.batches]
         pages = {} if arguments.small_pages else HUGE_PAGES
-        main(cases, arguments.sides, arguments.rounds, env | pages)
+        main(cases, arguments.sides, arguments.rounds, arguments.prepare_seconds, env | pages)

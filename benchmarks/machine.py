@@ -1,6 +1,7 @@
 """What the benchmarks share: how they name the machine, measure, and print tables."""
 
 import datetime
+import math
 import os
 import platform
 import time
@@ -44,6 +45,25 @@ def matrix_rate(dtype: str = "float32") -> float:
     product = jax.jit(jnp.matmul)
     jax.block_until_ready(product(a, a))
     return 2 * size**3 / seconds(lambda: jax.block_until_ready(product(a, a)))
+
+
+def operations(jaxpr) -> float:
+    """Floating-point operations of a jaxpr's products, of loops as often as they run."""
+    from jax.extend.core import jaxprs_in_params
+
+    total = 0.0
+    for equation in jaxpr.eqns:
+        results = sum(2 * math.prod(x.aval.shape) for x in equation.outvars)
+        if equation.primitive.name == "dot_general":
+            (summed, _), _ = equation.params["dimension_numbers"]
+            total += results * math.prod(equation.invars[0].aval.shape[axis] for axis in summed)
+        elif equation.primitive.name == "conv_general_dilated":
+            kernel = equation.invars[1].aval.shape
+            features = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
+            total += results * math.prod(kernel) / features
+        inner = sum(map(operations, jaxprs_in_params(equation.params)))
+        total += inner * equation.params.get("length", 1)
+    return total
 
 
 def copy_rate() -> float:
