@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from reference import relative_l2
 
-from onedc_jax.models import layers
+from onedc_jax.models import attention
 
 ON_CUDA = "cuda" in jax.local_devices()[0].client.platform_version
 
@@ -24,21 +24,33 @@ def test_large_attention_is_that_of_all_logits(width, dtype, monkeypatch):
     bias = jax.random.normal(keys[4], (1, 300, 286))
 
     def run(q, k, v):
-        out = layers.attention(q, k, v, mask, bias)
+        out = attention.attention(q, k, v, mask, bias)
         return jnp.square(out.astype(jnp.float32)).sum(), out
 
     def found():
         return jax.jit(jax.value_and_grad(run, (0, 1, 2), has_aux=True))(q, k, v)
 
     (_, whole), gradients = found()
-    monkeypatch.setattr(layers, "_DENSE_LOGITS", 0)
+    monkeypatch.setattr(attention, "_DENSE_LOGITS", 0)
     (_, parts), others = found()
     bound = 1e-5 if dtype == "float32" else 1e-2
     for a, b in zip((whole, *gradients), (parts, *others), strict=True):
         assert relative_l2(np.asarray(b, np.float32), np.asarray(a, np.float32)) < bound
 
 
+def test_bias_on_the_logits_is_the_same_all_at_once_and_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 2, 300, 2, 4), np.float32)
+    for bias in rng.standard_normal((1, 300, 300)), rng.standard_normal((2, 300, 300)):
+        bias = np.where(bias > -1.0, bias, -np.inf).astype(np.float32)
+        at_once = attention.attention(q, k, v, bias=bias)
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, "_DENSE_LOGITS", 0)
+            in_blocks = attention.attention(q, k, v, bias=bias)
+        np.testing.assert_allclose(at_once, in_blocks, atol=1e-6)
+
+
 @pytest.mark.skipif(not ON_CUDA, reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("width", [8, 40, 80, 160])
 def test_half_precision_is_fused_on_an_nvidia_gpu(width):
-    assert layers._is_fused(jnp.zeros((1, 8, 1, width), jnp.bfloat16))
+    assert attention._is_fused(jnp.zeros((1, 8, 1, width), jnp.bfloat16))

@@ -9,7 +9,6 @@ import pytest
 from reference import checkpoint, golden, relative_l2
 
 from onedc_jax import weights
-from onedc_jax.models import layers
 from onedc_jax.models.heads import RealismHead, SemanticHead, WindowAttention
 
 # Compiling takes most of the time here, and code that is not optimised computes the same.
@@ -69,18 +68,6 @@ def test_a_position_sees_its_window_and_nothing_else(shift, row, column, rows, c
     expected = np.zeros((8, 8), bool)
     expected[rows, columns] = True
     np.testing.assert_array_equal(seen_by(attend, x, row, column), expected)
-
-
-def test_bias_on_the_logits_is_the_same_all_at_once_and_in_blocks(monkeypatch):
-    rng = np.random.default_rng(0)
-    q, k, v = rng.standard_normal((3, 2, 300, 2, 4), np.float32)
-    for bias in rng.standard_normal((1, 300, 300)), rng.standard_normal((2, 300, 300)):
-        bias = np.where(bias > -1.0, bias, -np.inf).astype(np.float32)
-        at_once = layers.attention(q, k, v, bias=bias)
-        with monkeypatch.context() as patch:
-            patch.setattr(layers, "_DENSE_LOGITS", 0)
-            in_blocks = layers.attention(q, k, v, bias=bias)
-        np.testing.assert_allclose(at_once, in_blocks, atol=1e-6)
 
 
 def test_maps_that_do_not_fit_are_refused():

@@ -27,7 +27,8 @@ ROOMS = {
     "onedc_jax.captions": ["errors"],
     "onedc_jax.distributed": ["errors"],
     # what the network is
-    "onedc_jax.models.layers": [],
+    "onedc_jax.models.attention": [],
+    "onedc_jax.models.layers": ["models.attention"],
     "onedc_jax.models.onedc": ["errors", "models.*"],
     "onedc_jax.models.dists": ["errors", "models.*", "torch_files"],
     "onedc_jax.models.*": ["errors", "models.*"],

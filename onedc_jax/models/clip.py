@@ -9,7 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from onedc_jax.models.layers import Dense, attention
+from onedc_jax.models.attention import attention
+from onedc_jax.models.layers import Dense
 
 Array = jax.Array
 

@@ -12,12 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onedc_jax.models.attention import attention
 from onedc_jax.models.layers import (
     Conv,
     Dense,
     DepthConvBlock,
     GroupNorm,
-    attention,
     pixel_shuffle,
 )
 from onedc_jax.models.lpips import unit_length

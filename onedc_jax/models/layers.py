@@ -14,12 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-Array = jax.Array
+from onedc_jax.models.attention import attention
 
-# Above this many logits, attention is computed by cuDNN's fused kernel where there is one, else a
-# head and a block of queries at a time, so that memory grows linearly with the number of pixels.
-_DENSE_LOGITS = 1 << 22
-_QUERY_BLOCK = 256
+Array = jax.Array
 
 
 def recomputed(module: type[nn.Module], policy: str) -> type[nn.Module]:
@@ -256,80 +253,6 @@ class TimeEmbedding(nn.Module):
     def __call__(self, t: Array) -> Array:
         x = Dense(4 * self.width, name="linear1")(timestep_embedding(t, self.width))
         return Dense(4 * self.width, name="linear2")(nn.silu(x))
-
-
-def attention(
-    q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None
-) -> Array:
-    """softmax(q·kᵀ/√d)·v over the heads, q [B, N, h, d], k and v [B, M, h, d] -> [B, N, h, d].
-
-    `mask`, boolean [B, M], says which keys there are. `bias`, float32 [B or 1, N, M], is added to
-    the logits of every head; -inf keeps a query from a key. The softmax is float32. Large problems
-    never hold all logits: half precision on an NVIDIA GPU runs in cuDNN's fused kernel, all else a
-    head and a block of queries at a time.
-    """
-    batch, queries, heads, _ = q.shape
-    if batch * heads * queries * k.shape[1] <= _DENSE_LOGITS:
-        return _dense_attention(q, k, v, mask, bias)
-    if _is_fused(q):
-        return _fused_attention(q, k, v, mask, bias)
-
-    blocks = -(-queries // _QUERY_BLOCK)
-    pad = (0, blocks * _QUERY_BLOCK - queries)
-    q = jnp.pad(q, ((0, 0), pad, (0, 0), (0, 0)))
-    q = q.reshape(batch, blocks, _QUERY_BLOCK, heads, -1).transpose(
-        3, 1, 0, 2, 4
-    )  # [h, n, B, 256, d]
-    k, v = (x.transpose(2, 0, 1, 3) for x in (k, v))  # [h, B, M, d]
-    if bias is not None:
-        bias = jnp.pad(bias, ((0, 0), pad, (0, 0)))
-        bias = bias.reshape(-1, blocks, _QUERY_BLOCK, bias.shape[-1])
-        bias = bias.transpose(1, 0, 2, 3)  # [n, B or 1, 256, M]
-
-    @jax.checkpoint  # in training too, no more than one block's softmax is in memory
-    def part(q, k, v, bias):
-        return _dense_attention(q, k, v, mask, bias)[:, :, 0]
-
-    def head(qkv):
-        q, k, v = (x[..., None, :] for x in qkv)  # as one head
-        return lax.map(lambda args: part(args[0], k, v, args[1]), (q, bias))
-
-    out = lax.map(head, (q, k, v)).transpose(2, 1, 3, 0, 4)  # [B, n, 256, h, d]
-    return out.reshape(batch, blocks * _QUERY_BLOCK, heads, -1)[:, :queries]
-
-
-def _is_fused(q: Array) -> bool:
-    """Whether cuDNN has a fused kernel for such queries on the device that is in use."""
-    device = jax.config.jax_default_device  # or a platform's name, or None
-    if not isinstance(device, jax.Device):
-        device = jax.local_devices(backend=device)[0]
-    cuda = "cuda" in device.client.platform_version
-    if not cuda or q.dtype not in (jnp.bfloat16, jnp.float16):
-        return False
-    widest = 256 if float(device.compute_capability) >= 9 else 128
-    return q.shape[-1] % 8 == 0 and q.shape[-1] <= widest
-
-
-def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
-    """`attention` by cuDNN: mask and bias, of all queries and keys, in the type of q."""
-    there = None
-    if mask is not None:
-        shape = (mask.shape[0], 1, q.shape[1], k.shape[1])
-        there = jnp.broadcast_to(mask[:, None, None, :], shape)
-    bias = None if bias is None else bias[:, None].astype(q.dtype)
-    return jax.nn.dot_product_attention(q, k, v, bias, there, implementation="cudnn")
-
-
-def _dense_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
-    logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
-    logits *= q.shape[-1] ** -0.5
-    if bias is not None:
-        logits += bias[:, None]
-    if mask is not None:
-        # Not -inf: where there is no key at all, what comes out is of no interest, but no NaN.
-        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
 
 
 class AttnBlock(nn.Module):

@@ -14,13 +14,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from onedc_jax.models.attention import attention
 from onedc_jax.models.layers import (
     Conv,
     Dense,
     GroupNorm,
     ResnetBlock,
     TimeEmbedding,
-    attention,
     recomputed,
     upsample_nearest,
 )

@@ -15,11 +15,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from onedc_jax.models.attention import attention
 from onedc_jax.models.layers import (
     Conv,
     Dense,
     GroupNorm,
-    attention,
     pixel_shuffle,
     pixel_unshuffle,
     recomputed,
