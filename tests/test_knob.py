@@ -19,7 +19,7 @@ from onedc_jax.coding.path import IntegerPath
 from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.images import write
 from onedc_jax.models import integer
-from onedc_jax.models.codec import RateKnob, Synthesis
+from onedc_jax.models.codec import RateKnob, Synthesis, stretched
 from onedc_jax.models.init import random_params
 from onedc_jax.models.layers import GroupNorm
 from onedc_jax.models.onedc import build, param_shapes
@@ -47,6 +47,20 @@ def test_between_points_it_interpolates(rate, gain, bias):
     assert [x.shape for x in found] == [(2, 1, 1, CHANNELS)] * 3
     np.testing.assert_allclose(found[0][0].ravel(), gain, rtol=1e-5)
     np.testing.assert_allclose(found[2][0].ravel(), bias, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stretched_knob_has_all_it_had_and_goes_on_as_it_did():
+    told = dict.fromkeys(("rate_in", "rate_out"), jnp.array([[0.0], [1.0], [3.0]]))
+    longer = stretched(dict(knob=PARAMS, synthesis=told), 1.0)
+    knob = RateKnob(POINTS, CHANNELS)
+    before = knob.apply({"params": PARAMS}, jnp.array([0.0, 0.5, 0.75, 1.0]))
+    after = knob.apply({"params": longer["knob"]}, jnp.array([0.0, 0.5, 0.625, 0.75, 1.0]))
+    for a, b in zip(before, after, strict=True):
+        np.testing.assert_allclose(a, b[:4], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(after[0][4].ravel(), [16, 512], rtol=1e-5)
+    np.testing.assert_allclose(longer["synthesis"]["rate_in"].ravel(), [0, 1, 5])
+    with pytest.raises(ModelError, match="no knob"):
+        stretched(dict(synthesis={}), 1.0)
 
 
 def test_a_model_of_one_rate_has_no_knob():

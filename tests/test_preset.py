@@ -73,7 +73,10 @@ def test_windows_over_a_large_sky_leave_no_seam(codec):
 
 @pytest.mark.parametrize("quality", [20, 100])
 def test_bytes_are_within_one_percent_of_the_estimated_rate(codec, quality):
-    """The estimate is that of training: the scales bounded below, as the tables are."""
+    """The estimate is that of training: the scales bounded below, as the tables are.
+
+    Each of the four steps ends in a whole word of 32 bits, half of it empty on average.
+    """
     image = photo(512, 768)
     y, z_indices = codec.analyse(image)
     place = np.array([quality / 100], np.float32)
@@ -88,4 +91,4 @@ def test_bytes_are_within_one_percent_of_the_estimated_rate(codec, quality):
     run = jax.jit(lambda params, *x: codec.model.apply({"params": params}, *x, method=bits))
     estimate = float(run(codec.params, y[None], z_indices[None]))
     spent = 8 * stream.inspect(codec.encode(image, quality=quality)).y_bytes
-    assert abs(spent - estimate) <= 0.01 * estimate + 32
+    assert abs(spent - estimate) <= 0.01 * estimate + 4 * 16

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onedc_jax.errors import ModelError
 from onedc_jax.models.hyperprior import HyperAnalysis, HyperSynthesis
 from onedc_jax.models.layers import (
     AttnBlock,
@@ -130,6 +131,25 @@ class Synthesis(nn.Module):
         s = up(half, "sem_up_4")(s)  # [B, H/8, W/8, half]
         x = block(self.features, "conv_out")(jnp.concatenate([x, s], axis=-1))
         return at_rate("rate_out", x)
+
+
+def stretched(codec: dict, steps: float) -> dict:
+    """A codec's parameters with the end of its knob as many steps between points farther on.
+
+    What the knob and the synthesis have there goes on as it does from the last point but one; all
+    rates that there were are there still. Raises ModelError for a codec without a knob.
+    """
+    if "knob" not in codec:
+        raise ModelError("this model has one rate, no knob: nothing to stretch")
+
+    def longer(table):
+        table = np.array(table, np.float32)
+        table[-1] += steps * (table[-1] - table[-2])
+        return table
+
+    told = {name: longer(codec["synthesis"][name]) for name in ("rate_in", "rate_out")}
+    knob = {name: longer(table) for name, table in codec["knob"].items()}
+    return codec | dict(knob=knob, synthesis=codec["synthesis"] | told)
 
 
 def interpolated(table: Array | np.ndarray, rate: Array | np.ndarray) -> Array | np.ndarray:
