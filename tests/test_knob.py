@@ -61,6 +61,8 @@ def test_a_stretched_knob_has_all_it_had_and_goes_on_as_it_did():
     np.testing.assert_allclose(longer["synthesis"]["rate_in"].ravel(), [0, 1, 5])
     with pytest.raises(ModelError, match="no knob"):
         stretched(dict(synthesis={}), 1.0)
+    with pytest.raises(ModelError, match="by more than 0"):
+        stretched(dict(knob=PARAMS, synthesis=told), float("nan"))
 
 
 def test_a_model_of_one_rate_has_no_knob():

@@ -137,8 +137,11 @@ def stretched(codec: dict, steps: float) -> dict:
     """A codec's parameters with the end of its knob as many steps between points farther on.
 
     What the knob and the synthesis have there goes on as it does from the last point but one; all
-    rates that there were are there still. Raises ModelError for a codec without a knob.
+    rates that there were are there still. Raises ModelError for a codec without a knob, and for
+    steps that are not above 0.
     """
+    if not 0 < steps < np.inf:
+        raise ModelError(f"steps={steps:g}: a knob is stretched by more than 0, e.g. 0.4")
     if "knob" not in codec:
         raise ModelError("this model has one rate, no knob: nothing to stretch")
 
