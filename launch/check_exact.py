@@ -14,6 +14,7 @@ import jax
 from onedc_jax import checkpoint
 from onedc_jax.coding import proof
 from onedc_jax.errors import OneDCError
+from onedc_jax.models import integer
 
 
 def main(cases: list[str], model: str | None) -> int:
@@ -31,10 +32,13 @@ def main(cases: list[str], model: str | None) -> int:
         _, params = checkpoint.load_model(checkpoint.resolve(model))
         if "entropy" not in params:
             raise OneDCError(f"{model}: has no integers; onedc quantize makes them")
-        entropy = params["entropy"]
-        channels = entropy["prior"]["reduction"]["bias"].size
+        segments = jax.device_put(integer.segments(params["entropy"]))
+        channels = segments[0]["prior"]["reduction"]["bias"].size
         inputs = jax.device_put(proof.inputs(channels, 1, 2, 3))
-        print(f"{proof.digest(run(jax.device_put(entropy), *inputs))} {model}")
+        for i, entropy in enumerate(segments):
+            rate = integer.RATES * (2 * i + 1) // (2 * len(segments))  # the middle of it
+            found = run(entropy, *inputs, rate=rate)
+            print(f"{proof.digest(found)} {model}, segment {i + 1} of {len(segments)}")
     return int(differ > 0)
 
 

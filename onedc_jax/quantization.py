@@ -1,11 +1,12 @@
 """From the trained network in float32 to the same network in integers, `models/integer.py`.
 
 Weights are rounded, and the grids of all channels chosen, so that the values seen on calibration
-images make full use of the integers there are. All grids are powers of two: a grid of e means
-that an integer stands for multiples of 2^-e.
+images make full use of the integers there are, in each segment of a quality knob by itself. All
+grids are powers of two: a grid of e means that an integer stands for multiples of 2^-e.
 """
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -39,18 +40,18 @@ class Calibration:
         self._params = {name: params[name] for name in integer.PARTS & params.keys()}
         self._look = jax.jit(partial(input_ranges, codec))
         self._rates = [None] if codec.rates == 1 else np.linspace(0, 1, codec.rates, dtype="f4")
-        self._ranges: Ranges = {}
+        self._ranges: list[Ranges] = [{} for _ in self._rates]
 
     def add(self, z_indices: Array, y: Array) -> None:
         """Takes a batch into account, at all rates; each size of y compiles a program."""
-        for rate in self._rates:
+        for rate, ranges in zip(self._rates, self._ranges, strict=True):
             rate = None if rate is None else np.full(len(y), rate)
             for name, seen in self._look(self._params, z_indices, y, rate).items():
-                self._ranges[name] = np.maximum(seen, self._ranges.get(name, 0.0))
+                ranges[name] = np.maximum(seen, ranges.get(name, 0.0))
 
     def integers(self) -> Any:
         """What `calibrate` returns, or raises, for all that was added."""
-        for name, largest in self._ranges.items():
+        for name, largest in itertools.chain(*(ranges.items() for ranges in self._ranges)):
             if not np.isfinite(largest).all():
                 raise ModelError(f"{name}: its values are too large, or no numbers")
         return to_integers(self._params, self._ranges)
@@ -102,30 +103,42 @@ def input_ranges(
     return ranges
 
 
-def to_integers(params: Mapping[str, Any], ranges: Mapping[str, Any]) -> Any:
-    """The integers of a network from its weights and `input_ranges`, as `calibrate`."""
+def to_integers(params: Mapping[str, Any], ranges: Sequence[Ranges]) -> Any:
+    """The integers of a network, as `calibrate`.
+
+    `ranges` are `input_ranges` at its one rate, or at each point of its knob.
+    """
     params = {name: params[name] for name in integer.PARTS & params.keys()}
     params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-    tree = {part: {} for part in params}
+    tree = {"hyper_synthesis": _part(params, "hyper_synthesis", ranges[0])}  # it knows no rate
     if "knob" in params:
         tree["knob"] = {"offset": _offsets(params["knob"]["bias"])}
-    for part in ("hyper_synthesis", "prior"):
-        children = params[part]
-        for name, child in children.items():
-            inner = {
-                key.rpartition("/")[2]: value
-                for key, value in ranges.items()
-                if key.startswith(f"{part}/{name}")
-            }
-            if "dw_in" in child:
-                tree[part][name] = _depth_conv_block(child, inner)
-            elif "subpel_conv" in child:
-                tree[part][name] = _upsample(child, inner)
-            elif name == "feat_in_0":  # its inputs, the codes, are multiples of 1/2
-                tree[part][name] = _onto_stream(*_product(child, np.ones(child["kernel"].shape[2])))
-            else:
-                tree[part][name] = _onto_stream(*_reading(child, inner[name]))
+        wider = partial(jax.tree.map, np.maximum)
+        priors = [_part(params, "prior", wider(*ends)) for ends in itertools.pairwise(ranges)]
+        tree["prior"] = jax.tree.map(lambda *segments: np.stack(segments), *priors)
+    else:
+        tree["prior"] = _part(params, "prior", ranges[0])
     integer.check(tree, params)
+    return tree
+
+
+def _part(params: Mapping[str, Any], part: str, ranges: Ranges) -> dict[str, Any]:
+    """The integers of the hyper-synthesis or of the prior."""
+    tree = {}
+    for name, child in params[part].items():
+        inner = {
+            key.rpartition("/")[2]: value
+            for key, value in ranges.items()
+            if key.startswith(f"{part}/{name}")
+        }
+        if "dw_in" in child:
+            tree[name] = _depth_conv_block(child, inner)
+        elif "subpel_conv" in child:
+            tree[name] = _upsample(child, inner)
+        elif name == "feat_in_0":  # its inputs, the codes, are multiples of 1/2
+            tree[name] = _onto_stream(*_product(child, np.ones(child["kernel"].shape[2])))
+        else:
+            tree[name] = _onto_stream(*_reading(child, inner[name]))
     return tree
 
 

@@ -119,13 +119,18 @@ def test_gains_are_those_of_the_rate(model):
 
 
 @pytest.fixture(scope="module")
-def exact(model):
-    """The same with integers."""
+def entropy(model):
+    """Its integers."""
     codec = load(model)
     y, z_indices = codec.analyse(photo(64, 128))
     params = codec.params["codec"]
-    entropy = quantization.calibrate(codec.model.codec, params, z_indices[None], y[None])
-    return replace(codec, path=IntegerPath.of(entropy))
+    return quantization.calibrate(codec.model.codec, params, z_indices[None], y[None])
+
+
+@pytest.fixture(scope="module")
+def exact(model, entropy):
+    """The same with them."""
+    return replace(load(model), path=IntegerPath.of(entropy))
 
 
 def test_a_quality_reaches_the_decoder(exact):
@@ -158,8 +163,32 @@ def test_integers_follow_the_float_network_at_any_rate(model, exact, rate):
     assert np.median(np.abs(y_hat - close)) < 0.02
 
 
-def test_offsets_of_the_wrong_shape_or_size_are_refused(exact):
-    entropy, codec = exact.path.entropy, exact.params["codec"]
+def test_each_segment_has_integers_as_fine_as_its_values_are_small(entropy):
+    low, high = integer.segments(entropy)
+    coarser = lambda part: (
+        high["prior"]["spatial_1"][part]["input"] - low["prior"]["spatial_1"][part]["input"]
+    )
+    assert min(coarser("dw_in").min(), coarser("ffn_in").min()) >= 0
+    assert coarser("dw_in").mean() > 1  # gains are e^2 times larger, so up to 2.9 bits
+    assert low["hyper_synthesis"] is high["hyper_synthesis"]
+
+
+def test_segments_share_the_knobs_places():
+    of = [integer.segment_of(rate, 4) for rate in range(integer.RATES)]
+    assert of == sorted(of) and [of.count(i) for i in range(4)] == [64] * 4
+    assert integer.segment_of(None, 1) == 0
+
+
+def test_a_knob_whose_segments_have_no_integers_is_refused(entropy, exact):
+    one = integer.segments(entropy)[0]["prior"]
+    twice = jax.tree.map(lambda x: np.concatenate([x, x]), entropy["prior"])
+    for wrong in (one, twice):
+        with pytest.raises(ModelError, match="each of the knob's 2 segments"):
+            integer.check(entropy | dict(prior=wrong), exact.params["codec"])
+
+
+def test_offsets_of_the_wrong_shape_or_size_are_refused(entropy, exact):
+    codec = exact.params["codec"]
     integer.check(entropy, codec)
     offset = np.asarray(entropy["knob"]["offset"])
     for wrong in (offset[1:], offset.astype(np.int64), offset + (1 << 28)):

@@ -71,12 +71,9 @@ def test_windows_over_a_large_sky_leave_no_seam(codec):
     assert np.abs((whole - alone)[:, seam - 128 : seam + 128].mean((0, 1))).max() < 0.5
 
 
-@pytest.mark.parametrize("quality", [20, 100])
+@pytest.mark.parametrize("quality", [0, 20, 100])
 def test_bytes_are_within_one_percent_of_the_estimated_rate(codec, quality):
-    """The estimate is that of training: the scales bounded below, as the tables are.
-
-    It is of floating-point means and scales. Integers are coarser, which at low rates shows.
-    """
+    """The estimate is that of training: the scales bounded below, as the tables are."""
     image = photo(512, 768)
     y, z_indices = codec.analyse(image)
     place = np.array([quality / 100], np.float32)
@@ -90,7 +87,5 @@ def test_bytes_are_within_one_percent_of_the_estimated_rate(codec, quality):
 
     run = jax.jit(lambda params, *x: codec.model.apply({"params": params}, *x, method=bits))
     estimate = float(run(codec.params, y[None], z_indices[None]))
-    both = onedc_jax.load("tiny", "float"), codec
-    plain, exact = (8 * stream.inspect(c.encode(image, quality=quality)).y_bytes for c in both)
-    assert abs(plain - estimate) <= 0.01 * estimate + 32
-    assert abs(exact - estimate) <= 0.01 * estimate + 64
+    bits = 8 * stream.inspect(codec.encode(image, quality=quality)).y_bytes
+    assert abs(bits - estimate) <= 0.01 * estimate + 32

@@ -45,11 +45,13 @@ def add(commands) -> None:
 def _quantize(arguments: argparse.Namespace) -> int:
     files = _pick(arguments.images, arguments.limit)
     quiet()
+    import numpy as np
     from tqdm import tqdm
 
     from onedc_jax import checkpoint, images
     from onedc_jax.coding.loading import load
     from onedc_jax.coding.path import IntegerPath
+    from onedc_jax.coding.stream import rate_of
     from onedc_jax.compilation import enable_compilation_cache
     from onedc_jax.quantization import Calibration
 
@@ -63,7 +65,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     enable_compilation_cache()
     codec = load(source, "float")
     calibration = Calibration(codec.model.codec, codec.params["codec"])
-    rates = (0, 128, 255) if codec.has_knob else (None,)
+    qualities = (0, 50, 100) if codec.has_knob else (None,)
     latents = []
 
     with tqdm(total=2 * len(files), unit="image", disable=None) as bar:
@@ -79,18 +81,20 @@ def _quantize(arguments: argparse.Namespace) -> int:
         if not latents:
             raise OneDCError(f"{arguments.images}: none of its images could be read")
         entropy = calibration.integers()
-        exact, sizes = replace(codec, path=IntegerPath.of(entropy)), [0, 0]
+        codecs = replace(codec, path=IntegerPath.of(entropy)), codec
+        sizes = np.zeros((len(qualities), len(codecs)), int)
         for held in latents:
-            for i, of in enumerate((codec, exact)):
-                sizes[i] += sum(_size(of.quantise(*held, rate)[0]) for rate in rates)
+            for i, quality in enumerate(qualities):
+                rate = None if quality is None else rate_of(quality)
+                sizes[i] += [_size(of.quantise(*held, rate)[0]) for of in codecs]
             bar.update()
 
     # In its own folder a model only gains a part, and is whole at every moment.
     checkpoint.save_model(out, config, params | {"entropy": entropy}, overwrite=True)
-    print(
-        f"{out}: y of {len(latents)} images takes {sizes[1]:,} bytes, "
-        f"{100 * (sizes[1] / sizes[0] - 1):+.2f} % to {sizes[0]:,} in floating point"
-    )
+    print(f"{out}: has integers now; in bytes, y of {len(latents)} images takes")
+    for quality, (now, before) in zip(qualities, sizes, strict=True):
+        at = "" if quality is None else f" at quality {quality}"
+        print(f"  {now:,}{at}, {100 * (now / before - 1):+.2f} % to {before:,} in floating point")
     return SOME_FAILED if failed else 0
 
 

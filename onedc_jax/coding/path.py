@@ -155,21 +155,23 @@ class IntegerPath(Path):
     arithmetic: ClassVar = Arithmetic.INTEGER
     number: ClassVar = np.int32
 
-    entropy: Any  # the model's part of this name
+    segments: Sequence[Any]  # as `integer.segments`
     fingerprint: int
     programs: Programs = field(default_factory=Programs, repr=False, compare=False)
 
     @classmethod
     def of(cls, entropy: Any) -> "IntegerPath":
-        return cls(jax.device_put(entropy), fingerprint({"entropy": entropy}))
+        """Of a model's part of this name."""
+        segments = jax.device_put(integer.segments(entropy))
+        return cls(segments, fingerprint({"entropy": entropy}))
 
     def on(self, device: jax.Device) -> "IntegerPath":
         """The same on another device."""
-        return IntegerPath(jax.device_put(self.entropy, device), self.fingerprint)
+        return IntegerPath(jax.device_put(self.segments, device), self.fingerprint)
 
     @property
     def channels(self) -> int:
-        return self.entropy["prior"]["reduction"]["kernel"].shape[-1]
+        return self.segments[0]["prior"]["reduction"]["kernel"].shape[-1]
 
     def _fixed(self, y: np.ndarray) -> np.ndarray:
         if y.dtype == np.int32:  # symbols
@@ -185,8 +187,9 @@ class IntegerPath(Path):
         return np.clip((residual + (1 << FRACTION - 1)) >> FRACTION, -MAX_SYMBOL, MAX_SYMBOL)
 
     def _step(self, k, z_indices, y_hat, context, sizes, rate):
+        entropy = self.segments[integer.segment_of(rate, len(self.segments))]
         rate = None if rate is None else np.full(1, rate, np.int32)
-        args = np.int32(k), self.entropy, z_indices, y_hat, context, sizes, rate
+        args = np.int32(k), entropy, z_indices, y_hat, context, sizes, rate
         return self.programs.get(z_indices.shape, integer_step, "", *args)(*args)
 
 
@@ -201,7 +204,8 @@ def integer_step(
 ) -> tuple[Array, Array, Array]:
     """Step k of a batch: (mean int32, levels uint8, context), as `Path._step`.
 
-    One program for all steps. Means and y_hat are multiples of 2^-FRACTION.
+    One program for all steps. `entropy` is one of `integer.segments`. Means and y_hat are multiples
+    of 2^-FRACTION.
     """
     parameters, context = jax.lax.cond(
         k == 0,

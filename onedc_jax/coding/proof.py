@@ -60,19 +60,24 @@ def inputs(channels: int, count: int, rows: int, columns: int) -> tuple[np.ndarr
 
 
 def predictions(
-    entropy: Any, z_indices: Array, symbols: tuple, blocks: tuple[int, int] | None = None
+    entropy: Any,
+    z_indices: Array,
+    symbols: tuple,
+    blocks: tuple[int, int] | None = None,
+    rate: int = 128,
 ) -> list[tuple[Array, Array]]:
     """(mean int32, level uint8) of each step, [B, H/16, W/16, C/4], when y has these symbols.
 
-    `blocks` are the rows and columns of tokens that images have, where not all of the arrays.
+    `entropy` is one of `integer.segments`, `rate` a place of the knob where there is one. `blocks`
+    are the rows and columns of tokens that images have, where not all of the arrays.
     """
     count, *arrays = z_indices.shape
     sizes = jnp.tile(jnp.array(blocks or arrays), (count, 1))
-    rate = jnp.full(count, 128) if "knob" in entropy else None
+    rates = jnp.full(count, rate) if "knob" in entropy else None
     found = []
     y_hat = context = jnp.zeros((*symbols[0].shape[:3], 4 * symbols[0].shape[3]), jnp.int32)
     for k in range(STEPS):
-        args = z_indices, y_hat, context, sizes, rate
+        args = z_indices, y_hat, context, sizes, rates
         mean, levels, context = _step(jnp.int32(k), entropy, *args)
         found.append((mean, levels))
         y_hat += scatter(mean + (jnp.asarray(symbols[k]) << integer.FRACTION), k)

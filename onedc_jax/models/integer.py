@@ -21,7 +21,9 @@ The parameters are the "entropy" part of a model, a tree as that of the same net
 layer has `kernel` int16, of the same shape; `bias` int32; `shift` int32, from the grid of each sum
 to the grid of the result; and, where it reads a residual stream, `input` int32, the shift from
 there to the grids of its input channels. A model with a quality knob has `offset`, int32
-[RATES, C], what each rate adds to the features that the prior reads.
+[RATES, C], what each rate adds to the features that the prior reads; and its prior's values are
+many times larger at the highest rate than at the lowest, so that all arrays of its prior have a
+leading axis, a set of integers for each segment of the knob: see `segments`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -184,13 +186,30 @@ def _stem(layer: Params, z_indices: Array) -> Array:
     return _clip(leaky_relu(_conv(layer, codes), _HUNDREDTH), STREAM)
 
 
+def segments(entropy: Params) -> list[Params]:
+    """The integers of each segment of the knob, from the lowest rate on; without a knob only one.
+
+    `begin` and `refine` take those of one segment. The hyper-synthesis is the same in all.
+    """
+    if "knob" not in entropy:
+        return [entropy]
+    prior = entropy["prior"]
+    of = lambda i: entropy | {"prior": jax.tree.map(lambda x: x[i], prior)}
+    return [of(i) for i in range(len(prior["reduction"]["bias"]))]
+
+
+def segment_of(rate: int | None, count: int) -> int:
+    """Which of `count` segments a place of the knob in [0, RATES) is in; 0 without a knob."""
+    return 0 if rate is None else rate * count // RATES
+
+
 def begin(
     entropy: Params, z_indices: Array, sizes: Array, rate: Array | None = None
 ) -> tuple[Array, Array]:
     """Tokens int32 [B, H/64, W/64] -> step 0's parameters, and what the other steps know of them.
 
     Args:
-      entropy: the parameters.
+      entropy: the parameters, of one of `segments`.
       z_indices: beyond an image's end anything.
       sizes: int32 [B, 2], each image's rows and columns of tokens.
       rate: of networks with a knob, int32 [B] in [0, RATES).
@@ -255,9 +274,14 @@ def check(entropy: Params, network: Params) -> None:
         held = ", ".join(sorted(entropy))
         raise ModelError(f"entropy: holds {held}, but the model needs {', '.join(sorted(parts))}")
     if "knob" in parts:
-        _check_knob(entropy["knob"], network["knob"]["bias"].shape[-1])
-    own = dict(layers(entropy))
+        _check_knob(entropy, *network["knob"]["bias"].shape)
     wanted = dict(layers({part: network[part] for part in parts}))
+    for segment in segments(entropy):
+        _check_layers(dict(layers(segment)), wanted)
+
+
+def _check_layers(own: Params, wanted: Params) -> None:
+    """The same for the layers of one segment, by their paths."""
     for path in sorted(own.keys() ^ wanted.keys()):
         raise ModelError(f"entropy/{path}: only one of the model's float and integer parts has it")
     for path, layer in own.items():
@@ -269,12 +293,17 @@ def check(entropy: Params, network: Params) -> None:
             raise ModelError(f"entropy/{path}: integers too large, sums could overflow")
 
 
-def _check_knob(knob: Params, channels: int) -> None:
-    knob = {name: np.asarray(values) for name, values in knob.items()}
+def _check_knob(entropy: Params, points: int, channels: int) -> None:
+    knob = {name: np.asarray(values) for name, values in entropy["knob"].items()}
     if _layout(knob) != {"offset": ("int32", (RATES, channels))}:
         raise ModelError(f"entropy/knob: not offsets int32 [{RATES}, {channels}]")
     if np.abs(knob["offset"].astype(np.int64)).max() > STREAM:
         raise ModelError("entropy/knob: integers too large, sums could overflow")
+    if {np.shape(values)[:1] for values in jax.tree.leaves(entropy["prior"])} != {(points - 1,)}:
+        raise ModelError(
+            f"entropy/prior: not one set of integers for each of the knob's {points - 1} segments; "
+            "onedc quantize makes them anew"
+        )
 
 
 def _layout(layer: Params) -> dict[str, tuple]:
