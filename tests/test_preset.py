@@ -1,5 +1,7 @@
 """The embedded preset on a real photograph: small, within its rate, and like the photograph."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image
 import onedc_jax
 from onedc_jax import checkpoint, metrics
 from onedc_jax.coding import stream
+from onedc_jax.coding.networks import Networks
 from onedc_jax.coding.windows import BLOCK
 from onedc_jax.models import prior
 from onedc_jax.models.quantize import indices_to_codes
@@ -87,5 +90,16 @@ def test_bytes_are_within_one_percent_of_the_estimated_rate(codec, quality):
 
     run = jax.jit(lambda params, *x: codec.model.apply({"params": params}, *x, method=bits))
     estimate = float(run(codec.params, y[None], z_indices[None]))
-    bits = 8 * stream.inspect(codec.encode(image, quality=quality)).y_bytes
-    assert abs(bits - estimate) <= 0.01 * estimate + 32
+    spent = 8 * stream.inspect(codec.encode(image, quality=quality)).y_bytes
+    assert abs(spent - estimate) <= 0.01 * estimate + 32
+
+
+def test_a_decoder_in_bfloat16_makes_nearly_the_same_of_the_same_stream(codec):
+    image = photo(256, 384)
+    networks = Networks.of(codec.model, codec.params, jax.devices("cpu")[0], "bfloat16")
+    half = replace(codec, networks=networks)
+    assert half.params["generator"]["unet"]["conv_out"]["kernel"].dtype == jnp.bfloat16
+    data = codec.encode(image)
+    assert half.encode(image) == data
+    pictures = codec.decode(data), half.decode(data)
+    assert 40 <= metrics.psnr(*(x[None] for x in pictures)).item() < 100

@@ -42,9 +42,8 @@ def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Code
         entropy_path = IntegerPath.of(entropy)
     else:
         entropy_path = FloatPath.of(model, params)
-    # On a device for good: programs are compiled for the one that their arrays are on.
-    params = jax.device_put(params, jax.local_devices()[0])
-    return Codec(str(name_or_path), Networks(model, params), entropy_path)
+    networks = Networks.of(model, params, jax.local_devices()[0])
+    return Codec(str(name_or_path), networks, entropy_path)
 
 
 def _weights(path: Path, model: OneDC) -> tuple[Any, Any]:

@@ -4,6 +4,9 @@ They are compiled for a few sizes of arrays. An image is put in the smallest tha
 one is covered by windows, see `windows.py`. Of what a window cannot see, attention is left with
 what it can; norms over the whole image are given one set of statistics for all windows, the mean of
 those that the windows have by themselves, so that none is brighter than its neighbour.
+
+CPUs compute everything in float32, other devices most of the decoder in bfloat16. The encoder stays
+in float32 on all: of an image all are to make the same y.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,8 +27,13 @@ from onedc_jax.models.winograd import on_cpu
 
 Array = jax.Array
 
+_PARTS = ("vae", "codec", "generator")
 _LATENTS = 8  # positions of a latent along a block's side
 HALO = 1  # blocks at a window's edge that it does not answer for: it sees too little around them
+
+# Nearly all of the decoder's weights. In what they compute, FSQ, softmax, the statistics of norms,
+# and the step to x0 are float32 nevertheless.
+_HALVED = ("codec/adaptor/", "codec/synthesis/", "generator/unet/", "vae/decoder/")
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,20 @@ class Networks:
 
     model: OneDC
     params: Any
+    decoder: OneDC  # the model as the decoder computes it
     programs: Programs = field(default_factory=Programs, repr=False, compare=False)
+
+    @classmethod
+    def of(cls, model: OneDC, params: Any, device: jax.Device, dtype: str = "") -> "Networks":
+        """Of float32 parameters, which go to a device. `dtype` is the decoder's.
+
+        By default that is float32 on a CPU and bfloat16 elsewhere.
+        """
+        dtype = dtype or ("float32" if device.platform == "cpu" else "bfloat16")
+        # For good: programs are compiled for the device that their arrays are on.
+        params = jax.device_put(_halved(params, dtype), device)
+        parts = {name: getattr(model, name).clone(dtype=dtype) for name in _PARTS}
+        return cls(model, params, model.clone(**parts))
 
     @property
     def has_knob(self) -> bool:
@@ -125,7 +146,7 @@ class Networks:
         The program: (params, pixels, sizes, statistics) -> ((y, tokens), its own statistics).
         """
         image = jax.ShapeDtypeStruct((1, *(BLOCK * side for side in shape), 3), jnp.uint8)
-        return self._program(self._analyse, shape, statistics, image)
+        return self._program(self._analyse, self.model, shape, statistics, image)
 
     def reconstruction(
         self, shape: tuple[int, int], statistics: list | None = None
@@ -140,14 +161,17 @@ class Networks:
         z_indices = jax.ShapeDtypeStruct((1, *shape), jnp.int32)
         place = jax.ShapeDtypeStruct((1,), jnp.float32) if self.has_knob else None
         origin = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-        return self._program(self._reconstruct, shape, statistics, y_hat, z_indices, place, origin)
+        inputs = y_hat, z_indices, place, origin
+        return self._program(self._reconstruct, self.decoder, shape, statistics, *inputs)
 
-    def _program(self, function: Callable, shape, statistics, *inputs) -> jax.stages.Compiled:
+    def _program(
+        self, function: Callable, model: OneDC, shape, statistics, *inputs
+    ) -> jax.stages.Compiled:
         """A network's program for such inputs; without statistics it takes its own."""
         key = function.__name__, shape, statistics is None
         sizes = jax.ShapeDtypeStruct((1, 2), jnp.int32)
         arguments = self.params, *inputs, sizes, statistics
-        return self.programs.get(key, function, repr(self.model), *arguments)
+        return self.programs.get(key, function, repr(model), *arguments)
 
     def _analyse(self, params, image: Array, sizes: Array, statistics: list | None):
         pixels, seen = image.astype(jnp.float32) / 127.5 - 1, []
@@ -159,8 +183,18 @@ class Networks:
     def _reconstruct(self, params, y_hat, z_indices, place, origin, sizes, statistics):
         latents, seen = (y_hat, z_indices, place, origin), []
         with within(sizes, z_indices.shape[1:], seen, statistics), on_cpu():
-            image = self.model.apply({"params": params}, *latents, method=OneDC.reconstruct)
+            image = self.decoder.apply({"params": params}, *latents, method=OneDC.reconstruct)
         return to_uint8(image), seen
+
+
+def _halved(params: Any, dtype: str) -> Any:
+    """The parameters with kernels of the decoder in this type."""
+
+    def leaf(path, x):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return np.asarray(x, dtype) if name.startswith(_HALVED) and name.endswith("kernel") else x
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
 
 
 def padded(image: np.ndarray) -> np.ndarray:
@@ -180,7 +214,7 @@ def origin(window: Window, start: tuple[int, int] = (0, 0)) -> np.ndarray:
 
 def to_uint8(image: Array) -> Array:
     """Float in [-1, 1] -> uint8."""
-    return jnp.round((image + 1) * 127.5).astype(jnp.uint8)
+    return jnp.round((image.astype(jnp.float32) + 1) * 127.5).astype(jnp.uint8)
 
 
 def _mean(statistics: list[list[tuple]], sizes: list[tuple[int, int]]) -> list[tuple]:
