@@ -4,8 +4,8 @@ The whole model at its published sizes with random weights, on pixels of the sam
 seconds of the encoder's network, of the path from tokens to y (with symbols that are all zero), and
 of the decoder's network, from NumPy to NumPy; and the most memory that each size took, of the
 device on a GPU or TPU and of the process on a CPU, which it only tells of what is larger than all
-before. Weights and compiling come first and are not counted. On two CPU cores 512x512 takes ten
-minutes and 12 GiB.
+before. Weights and compiling come first and are not counted. On two CPU cores 512x512 takes five
+minutes and 9 GiB.
 """
 
 import argparse
