@@ -39,7 +39,9 @@ def export(codec: Codec, width: int, height: int, platforms: Sequence[str] = PLA
     multiples of 64. It returns uint8 [1, H, W, 3].
     """
     rows, columns = (-(-side // TOKEN_PIXELS) for side in (height, width))
-    leaves, tree = jax.tree.flatten(codec.params)
+    # In float32 wherever it is made: NumPy's files know no bfloat16.
+    params = jax.tree.map(lambda x: np.asarray(x, np.float32), codec.params)
+    leaves, tree = jax.tree.flatten(params)
 
     def decode(weights, *latents):
         params = {"params": jax.tree.unflatten(tree, weights)}
@@ -67,7 +69,7 @@ def export(codec: Codec, width: int, height: int, platforms: Sequence[str] = PLA
         "inputs": {name: [str(x.dtype), list(x.shape)] for name, x in inputs.items()},
     }
     weights = io.BytesIO()
-    np.savez(weights, **{str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)})
+    np.savez(weights, **{str(i): leaf for i, leaf in enumerate(leaves)})
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as members:
         members.writestr("about.json", json.dumps(about, indent=2))

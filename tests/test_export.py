@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 from pictures import photo
 
-from onedc_jax import cli
+from onedc_jax import cli, export
 from onedc_jax.coding.loading import load
+from onedc_jax.coding.networks import Networks
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,6 +53,16 @@ def test_jax_alone_runs_it(tmp_path, tiny_model, capsys):
     found, wanted = np.load(made)[0].astype(int), codec.reconstruct(latents).astype(int)
     assert found.shape == wanted.shape == (64, 128, 3)
     assert np.abs(found - wanted).max() <= 1
+
+
+def test_weights_in_bfloat16_are_exported_too(tmp_path, tiny_model):
+    codec = load(tiny_model)
+    networks = Networks.of(codec.model, codec.params, jax.devices("cpu")[0], "bfloat16")
+    file = tmp_path / "decode.zip"
+    file.write_bytes(export.export(replace(codec, networks=networks), 64, 64, ["cpu"]))
+    latents = codec.encode_latents(photo(64, 64))
+    found = export.load(file)(latents.y_hat[None], latents.z_indices[None])[0]
+    assert np.abs(found.astype(int) - codec.reconstruct(latents)).mean() < 2
 
 
 def test_what_cannot_be_exported_is_said(tmp_path, capsys):
