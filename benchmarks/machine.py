@@ -4,6 +4,7 @@ import datetime
 import math
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,6 +34,11 @@ def seconds(work: Callable[[], object], least: float = 1.0, runs: int = 3) -> fl
         work()
         found.append(time.perf_counter() - before)
     return min(found)
+
+
+def most_memory(usage) -> int:
+    """The most bytes that a process with this usage, as of `resource`, had in memory."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def matrix_rate(dtype: str = "float32") -> float:

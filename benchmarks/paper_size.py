@@ -1,11 +1,11 @@
 """The paper's size, as the codec runs it: python benchmarks/paper_size.py --sizes 1920x1024
 
 The whole model at its published sizes with random weights, on pixels of the sample photograph:
-seconds of the encoder's network, of the path from tokens to y (with symbols that are all zero), and
-of the decoder's network, from NumPy to NumPy; and the most memory that each size took, of the
-device on a GPU or TPU and of the process on a CPU, which it only tells of what is larger than all
-before. Weights and compiling come first and are not counted. On two CPU cores 512x512 takes five
-minutes and 9 GiB.
+milliseconds of the encoder's network, of the path from tokens to y (with symbols that are all
+zero), and of the decoder's network, from NumPy to NumPy; and the most memory that each size took,
+of the device on a GPU or TPU and of the process on a CPU, which it only tells of what is larger
+than all before. Weights and compiling come first and are not counted. On two CPU cores 512x512
+takes five minutes and 9 GiB.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from machine import heading, seconds, table
+from machine import heading, most_memory, seconds, table
 from PIL import Image
 
 from onedc_jax.coding import proof
@@ -67,8 +67,7 @@ def timed(
 def peak(device: jax.Device) -> int:
     """The most bytes that this process has had at once: on the device, if that says so."""
     stats = device.memory_stats() or {}
-    unit = 1 if sys.platform == "darwin" else 1024
-    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    held = most_memory(resource.getrusage(resource.RUSAGE_SELF))
     return stats.get("peak_bytes_in_use", held)
 
 

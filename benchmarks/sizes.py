@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import heading, table
+from machine import heading, most_memory, table
 from PIL import Image
 from tqdm import tqdm
 
@@ -28,8 +28,7 @@ def measure(*arguments: str) -> tuple[float, float]:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
-    return time.perf_counter() - start, usage.ru_maxrss * unit / 2**30
+    return time.perf_counter() - start, most_memory(usage) / 2**30
 
 
 def main(sizes: list[float], model: str) -> None:

@@ -23,7 +23,7 @@ from onedc_jax.coding.networks import Networks
 from onedc_jax.errors import StreamError
 from onedc_jax.models.onedc import build
 
-CODEC = Codec("hashes", Networks(build({}), None, build({})), HashPath())
+CODEC = Codec("hashes", Networks(build({}), None), HashPath())
 
 
 @dataclasses.dataclass(frozen=True)

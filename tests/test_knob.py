@@ -187,6 +187,13 @@ def test_a_knob_whose_segments_have_no_integers_is_refused(entropy, exact):
             integer.check(entropy | dict(prior=wrong), exact.params["codec"])
 
 
+@pytest.mark.parametrize("layer", ["reduction", "spatial_1"])
+def test_a_knob_whose_prior_lacks_a_layer_is_refused(entropy, exact, layer):
+    prior = {name: x for name, x in entropy["prior"].items() if name != layer}
+    with pytest.raises(ModelError, match=f"{layer}.*: only one of"):
+        integer.check(entropy | dict(prior=prior), exact.params["codec"])
+
+
 def test_offsets_of_the_wrong_shape_or_size_are_refused(entropy, exact):
     codec = exact.params["codec"]
     integer.check(entropy, codec)

@@ -11,7 +11,7 @@ in float32 on all: of an image all are to make the same y.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -27,7 +27,6 @@ from onedc_jax.models.winograd import on_cpu
 
 Array = jax.Array
 
-_PARTS = ("vae", "codec", "generator")
 _LATENTS = 8  # positions of a latent along a block's side
 HALO = 1  # blocks at a window's edge that it does not answer for: it sees too little around them
 
@@ -42,7 +41,7 @@ class Networks:
 
     model: OneDC
     params: Any
-    decoder: OneDC  # the model as the decoder computes it
+    dtype: str = "float32"  # of the decoder
     programs: Programs = field(default_factory=Programs, repr=False, compare=False)
 
     @classmethod
@@ -54,8 +53,13 @@ class Networks:
         dtype = dtype or ("float32" if device.platform == "cpu" else "bfloat16")
         # For good: programs are compiled for the device that their arrays are on.
         params = jax.device_put(_halved(params, dtype), device)
-        parts = {name: getattr(model, name).clone(dtype=dtype) for name in _PARTS}
-        return cls(model, params, model.clone(**parts))
+        return cls(model, params, dtype)
+
+    @cached_property
+    def decoder(self) -> OneDC:
+        """The model as the decoder computes it."""
+        parts = {part: getattr(self.model, part) for part in ("vae", "codec", "generator")}
+        return self.model.clone(**{k: part.clone(dtype=self.dtype) for k, part in parts.items()})
 
     @property
     def has_knob(self) -> bool:
@@ -146,7 +150,7 @@ class Networks:
         The program: (params, pixels, sizes, statistics) -> ((y, tokens), its own statistics).
         """
         image = jax.ShapeDtypeStruct((1, *(BLOCK * side for side in shape), 3), jnp.uint8)
-        return self._program(self._analyse, self.model, shape, statistics, image)
+        return self._program(self._analyse, shape, statistics, image)
 
     def reconstruction(
         self, shape: tuple[int, int], statistics: list | None = None
@@ -161,17 +165,14 @@ class Networks:
         z_indices = jax.ShapeDtypeStruct((1, *shape), jnp.int32)
         place = jax.ShapeDtypeStruct((1,), jnp.float32) if self.has_knob else None
         origin = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-        inputs = y_hat, z_indices, place, origin
-        return self._program(self._reconstruct, self.decoder, shape, statistics, *inputs)
+        return self._program(self._reconstruct, shape, statistics, y_hat, z_indices, place, origin)
 
-    def _program(
-        self, function: Callable, model: OneDC, shape, statistics, *inputs
-    ) -> jax.stages.Compiled:
+    def _program(self, function: Callable, shape, statistics, *inputs) -> jax.stages.Compiled:
         """A network's program for such inputs; without statistics it takes its own."""
         key = function.__name__, shape, statistics is None
         sizes = jax.ShapeDtypeStruct((1, 2), jnp.int32)
         arguments = self.params, *inputs, sizes, statistics
-        return self.programs.get(key, function, repr(model), *arguments)
+        return self.programs.get(key, function, repr((self.model, self.dtype)), *arguments)
 
     def _analyse(self, params, image: Array, sizes: Array, statistics: list | None):
         pixels, seen = image.astype(jnp.float32) / 127.5 - 1, []

@@ -195,7 +195,7 @@ def segments(entropy: Params) -> list[Params]:
         return [entropy]
     prior = entropy["prior"]
     of = lambda i: entropy | {"prior": jax.tree.map(lambda x: x[i], prior)}
-    return [of(i) for i in range(len(prior["reduction"]["bias"]))]
+    return [of(i) for i in range(len(jax.tree.leaves(prior)[0]))]
 
 
 def segment_of(rate: int | None, count: int) -> int:
@@ -275,13 +275,15 @@ def check(entropy: Params, network: Params) -> None:
         raise ModelError(f"entropy: holds {held}, but the model needs {', '.join(sorted(parts))}")
     if "knob" in parts:
         _check_knob(entropy, *network["knob"]["bias"].shape)
-    wanted = dict(layers({part: network[part] for part in parts}))
-    for segment in segments(entropy):
-        _check_layers(dict(layers(segment)), wanted)
+    first, *others = segments(entropy)
+    _check_layers(first, {part: network[part] for part in parts})
+    for segment in others:
+        _check_layers({"prior": segment["prior"]}, {"prior": network["prior"]})
 
 
-def _check_layers(own: Params, wanted: Params) -> None:
-    """The same for the layers of one segment, by their paths."""
+def _check_layers(entropy: Params, network: Params) -> None:
+    """The same for all layers of one segment, or of a part of it."""
+    own, wanted = dict(layers(entropy)), dict(layers(network))
     for path in sorted(own.keys() ^ wanted.keys()):
         raise ModelError(f"entropy/{path}: only one of the model's float and integer parts has it")
     for path, layer in own.items():
