@@ -66,7 +66,7 @@ def analyse(model: OneDC, image):
 
 def decode(model: OneDC, y_hat, z_indices):
     out = model.codec.synthesise(y_hat, z_indices)
-    return (model.generate(out["x_hat"], out["tokens"], out["base"])["decoded"],)
+    return (model.generate(out["x_hat"], out["tokens"], out["scaled"])["decoded"],)
 
 
 def assert_alone(model, method, images: list[tuple]):

@@ -63,6 +63,18 @@ def test_scales_begin_near_what_y_is():
     assert scales[0] > 3 * scales[1:].max() > 0
 
 
+def test_what_is_made_of_the_image_needs_no_pixels():
+    """`through` a transform of smaller blocks: as that of the whole image, but for the order."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (2, 3, 5, 12))
+    inverse, smaller = transform.BlockInverse(16), transform.BlockTransform(7, 4)
+    image, params = inverse.init_with_output(keys[1], x)
+    wanted, there = smaller.init_with_output(keys[2], image)
+    found = inverse.apply(params, x, lambda image: smaller.apply(there, image))
+    assert found.shape == wanted.shape == (2, 12, 20, 7)
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
 def test_a_codec_without_a_knob_is_refused():
     sources = dict(vae="", codec="", generator="", unet="", reshaped=False)
     model = build(MODEL | dict(codec=MODEL["codec"] | dict(rates=1)))

@@ -1,6 +1,6 @@
 """The latent codec: analysis, hyperprior, prior, semantic adaptor and synthesis."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -257,20 +257,23 @@ class Codec(nn.Module):
     def synthesise(
         self, y_hat: Array, z_indices: Array, rate: Array | None = None
     ) -> dict[str, Array]:
-        """y_hat [B, H/16, W/16, C], tokens' indices -> tokens, x_hat [B, H/8, W/8, features]."""
+        """y_hat [B, H/16, W/16, C], tokens' indices -> tokens, x_hat [B, H/8, W/8, features].
+
+        And `scaled`, y_hat after the knob.
+        """
         _, z_semantic = self.hyper_synthesis(indices_to_codes(z_indices))
         tokens = self.semantic_tokens(z_semantic)
-        y_hat = y_hat * self.at_rate(rate)[1]
-        return dict(tokens=tokens, x_hat=self.synthesis(y_hat, tokens, rate), base=self.base(y_hat))
+        scaled = y_hat * self.at_rate(rate)[1]
+        return dict(tokens=tokens, x_hat=self.synthesis(scaled, tokens, rate), scaled=scaled)
 
     def semantic_tokens(self, z_semantic: Array) -> Array:
         """What the codes say to the generator, [B, H/64, W/64, semantic]."""
         tokens = self.adaptor(z_semantic)
         return tokens if self.guided else jnp.zeros_like(tokens)
 
-    def base(self, y_hat: Array) -> Array | None:
-        """The image that y_hat is the block transform of, or None without `transform`."""
-        return self.block_inverse(y_hat) if self.transform else None
+    def base(self, scaled: Array, through: Callable[[Array], Array]) -> Array:
+        """What `through` makes of the image whose block transform y is, see `BlockInverse`."""
+        return self.block_inverse(scaled, through)
 
     def synthesise_z_only(self, z_indices: Array, rate: Array | None = None) -> dict[str, Array]:
         """The same from the tokens alone; y_hat is the prior's mean (the paper's lowest rate)."""
@@ -294,8 +297,8 @@ class Codec(nn.Module):
         features, z_semantic = self.hyper_synthesis(out["z_hat"])
         out |= self.prior(out["y"] * gain, features + bias, alone)
         tokens = self.semantic_tokens(z_semantic)
-        y_hat = out["y_hat"] * inverse
-        out |= dict(x_hat=self.synthesis(y_hat, tokens, rate), base=self.base(y_hat))
+        scaled = out["y_hat"] * inverse
+        out |= dict(x_hat=self.synthesis(scaled, tokens, rate), scaled=scaled)
         return out | dict(features=features, z_semantic=z_semantic, tokens=tokens)
 
     def at_rate(self, rate: Array | None) -> tuple:

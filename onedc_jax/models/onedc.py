@@ -51,28 +51,29 @@ class OneDC(nn.Module):
     ) -> Array:
         """The decoder's network: y_hat and tokens -> image, clipped to [-1, 1]."""
         out = self.codec.synthesise(y_hat, z_indices, rate)
-        return self.generate(out["x_hat"], out["tokens"], out["base"], origin)["image"]
+        return self.generate(out["x_hat"], out["tokens"], out["scaled"], origin)["image"]
 
     def reconstruct_z_only(self, z_indices: Array, rate: Array | None = None) -> Array:
         """The same from the tokens alone, as at the paper's lowest rate."""
         out = self.codec.synthesise_z_only(z_indices, rate)
-        return self.generate(out["x_hat"], out["tokens"], out["base"])["image"]
+        return self.generate(out["x_hat"], out["tokens"], out["scaled"])["image"]
 
     def generate(
         self,
         x_hat: Array,
         tokens: Array,
-        base: Array | None = None,
+        scaled: Array | None = None,
         origin: Array | None = None,
     ) -> dict[str, Array]:
         """One step of the generator and the VAE's decoder: eps, reduced, x0, decoded and image.
 
-        The latent of `base`, an image, is added to x0: see `Codec.base`.
+        With `Codec.transform`, what `scaled` says by itself, as a latent, is added to x0.
         """
         b, h, w, c = tokens.shape
         out = self.generator(x_hat, tokens.reshape(b, h * w, c), origin)
-        if base is not None:
-            out["x0"] += self.vae.block_transform(base) * self.latent_scale
+        if self.codec.transform:
+            base = self.codec.base(scaled, self.vae.block_transform)
+            out["x0"] += base * self.latent_scale
         decoded = self.vae.decode(out["x0"] / self.latent_scale)
         return out | dict(decoded=decoded, image=jnp.clip(decoded, -1.0, 1.0))
 
@@ -89,7 +90,7 @@ class OneDC(nn.Module):
         """
         latent = self.vae.encode(image).mean * self.latent_scale
         out = self.codec(image, latent, rate, alone)
-        made = self.generate(out["x_hat"], out["tokens"], out["base"], origin)
+        made = self.generate(out["x_hat"], out["tokens"], out["scaled"], origin)
         return out | made | dict(latent=latent)
 
 

@@ -7,6 +7,7 @@ as the coefficients of blocks of 8×8 and 16×16 pixels, each of about unit vari
 beside them as a tenth of what they would be, that for pixels a fiftieth; all of it is trained.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -46,21 +47,28 @@ class BlockInverse(nn.Module):
 
     Each block fades into its neighbours up to half of its size beyond its ends, so that no grid
     shows where there are few coefficients. At the image's end blocks are as the last one.
+
+    Where the image is only wanted for what `through` makes of it, a linear map of blocks of half
+    the size or less (as `BlockTransform`), that is what comes out, and no pixel is computed.
     """
 
     size: int
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, through: Callable[[Array], Array] | None = None) -> Array:
         _, h, w, c = x.shape
-        shape = (2, 2, c, 3 * self.size**2)
+        size, shape = self.size, (2, 2, c, 3 * self.size**2)
         kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
+        if through is not None:
+            parts = through(pixel_shuffle(kernel.reshape(4 * c, 1, 1, -1), size))
+            size = parts.shape[1]  # what is between four blocks, [4 · K, size, size, K']
+            kernel = pixel_unshuffle(parts, size).reshape(2, 2, c, -1)
         x = x.astype(jnp.float32) * _scale(self, c)
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
         corners = [(i, j) for i in range(2) for j in range(2)]
         parts = (x[:, i : i + h + 1, j : j + w + 1] @ kernel[i, j] for i, j in corners)
-        half = self.size // 2
-        return pixel_shuffle(sum(parts), self.size)[:, half:-half, half:-half]
+        half = size // 2
+        return pixel_shuffle(sum(parts), size)[:, half:-half, half:-half]
 
 
 def _scale(module: nn.Module, features: int) -> Array:
