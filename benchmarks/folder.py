@@ -1,7 +1,7 @@
 """A folder at a time against one image after the other: python benchmarks/folder.py [--images DIR]
 
 Both read image files, encode and write, and back, in one process, with programs that are compiled
-already, run after run by turns; the best of each counts.
+already, run after run by turns; the best of each counts. Beside them, a command for each image.
 """
 
 import argparse
@@ -9,13 +9,15 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import heading, seconds, table
+from machine import heading, run_onedc, seconds, table
 from PIL import Image
 
 import onedc_jax
 from onedc_jax import folders, transcode
 from onedc_jax.cli.files import workers
 from onedc_jax.compilation import enable_compilation_cache
+
+_COMMANDS = 6  # of the images, so many are given a command each: what that takes hardly differs
 
 PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
 
@@ -45,6 +47,13 @@ def measure(direction, jobs: list, load, rounds: int) -> list[tuple[float, float
     return [min(side) for side in zip(*found, strict=True)]
 
 
+def by_commands(command: str, jobs: list, model: str) -> float:
+    """Images a second where each is a command of its own, `onedc encode` say, one by one."""
+    options = ["--model", model, "--overwrite"]
+    taken = [run_onedc(command, str(file), str(place), *options)[0] for file, place in jobs]
+    return len(taken) / sum(taken)
+
+
 def main(images: Path | None, model: str, rounds: int) -> None:
     enable_compilation_cache()
     codec = onedc_jax.load(model)
@@ -54,20 +63,21 @@ def main(images: Path | None, model: str, rounds: int) -> None:
         source.mkdir()
         if images is None:
             samples(source, 24)
-        for direction, start, end in (
-            (transcode.ENCODE, images or source, small),
-            (transcode.DECODE, small, back),
+        for command, direction, start, end in (
+            ("encode", transcode.ENCODE, images or source, small),
+            ("decode", transcode.DECODE, small, back),
         ):
             files = folders.find(start, direction.suffixes)
             places = folders.targets(files, start, end, direction.target_suffix)
             jobs = list(zip(files, places, strict=True))
             (alone, few), (together, many) = measure(direction, jobs, lambda: codec, rounds)
-            rates = [f"{len(jobs) / taken:.2f}" for taken in (alone, together)]
+            rates = [by_commands(command, jobs[:_COMMANDS], model)]
+            rates = [f"{x:.2f}" for x in (*rates, len(jobs) / alone, len(jobs) / together)]
             ratio, cores = f"{alone / together:.2f}", f"{few:.2f} and {many:.2f}"
             rows.append([direction.verb, len(jobs), *rates, ratio, cores])
     print(heading(), model, sep="\n", end="\n\n")
-    columns = ["images", "one by one, images/s", "as a folder, images/s", "ratio", "busy cores"]
-    print(table(["", *columns], rows))
+    rates = ["a command each, images/s", "one by one, images/s", "as a folder, images/s"]
+    print(table(["", "images", *rates, "ratio", "busy cores"], rows))
 
 
 if __name__ == "__main__":

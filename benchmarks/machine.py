@@ -4,6 +4,7 @@ import datetime
 import math
 import os
 import platform
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -34,6 +35,18 @@ def seconds(work: Callable[[], object], least: float = 1.0, runs: int = 3) -> fl
         work()
         found.append(time.perf_counter() - before)
     return min(found)
+
+
+def run_onedc(*arguments: str) -> tuple[float, float]:
+    """Seconds, and GiB of memory at the most, of a command in a process of its own."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "onedc_jax.cli", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
+    return time.perf_counter() - start, most_memory(usage) / 2**30
 
 
 def most_memory(usage) -> int:

@@ -5,30 +5,14 @@ and the most memory that it had at once. The image is the sample photograph, enl
 """
 
 import argparse
-import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 
-from machine import heading, most_memory, table
+from machine import heading, run_onedc, table
 from PIL import Image
 from tqdm import tqdm
 
 PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
-
-
-def measure(*arguments: str) -> tuple[float, float]:
-    """Seconds, and GiB of memory at the most, of a command."""
-    start = time.perf_counter()
-    command = [sys.executable, "-m", "onedc_jax.cli", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)}: exit code {process.returncode}")
-    return time.perf_counter() - start, most_memory(usage) / 2**30
 
 
 def main(sizes: list[float], model: str) -> None:
@@ -42,8 +26,8 @@ def main(sizes: list[float], model: str) -> None:
             side = round(megapixels**0.5 * 1024)
             with Image.open(PHOTO) as photo:
                 photo.resize((side, side), Image.Resampling.BICUBIC).save(big, compress_level=1)
-            encoded = measure("encode", big, small, *options)
-            return side, [*encoded, *measure("decode", small, back, *options)]
+            encoded = run_onedc("encode", big, small, *options)
+            return side, [*encoded, *run_onedc("decode", small, back, *options)]
 
         for megapixels in {min(x, 1.5) for x in sizes}:
             run(megapixels)  # compiles what is not compiled yet: larger ones have the same programs
