@@ -40,18 +40,24 @@ def _zigzag(values: np.ndarray) -> np.ndarray:
     return (values << 1) ^ (values >> 31)  # int32: 0, -1, +1, -2, +2, ... -> 0, 1, 2, 3, 4, ...
 
 
-def _coding_order(indices: np.ndarray) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
-    """Sorts by level, each level in the given order; runs are (level, start, stop)."""
+def _coding_order(
+    indices: np.ndarray,
+) -> tuple[np.ndarray, list[tuple[int, int, int]], np.ndarray]:
+    """Sorts by level, each level in the given order.
+
+    Returns the order, its runs (level, start, stop), and the escape's code at each of its places.
+    """
     if indices.dtype != np.uint8 or indices.ndim != 1:
         raise ValueError(f"indices must be uint8 [N], not {indices.dtype} {list(indices.shape)}")
-    stops = np.cumsum(np.bincount(indices, minlength=tables.LEVELS)).tolist()
+    counts = np.bincount(indices, minlength=tables.LEVELS)
+    stops = np.cumsum(counts).tolist()
     starts = [0, *stops[:-1]]
     runs = [
         (level, start, stop)
         for level, (start, stop) in enumerate(zip(starts, stops, strict=True))
         if stop > start
     ]
-    return np.argsort(indices, kind="stable"), runs
+    return np.argsort(indices, kind="stable"), runs, np.repeat(tables.load().escape, counts)
 
 
 def encode_steps(
@@ -76,7 +82,7 @@ def encode_steps(
     unread = []  # words that a decoder has left after each step, from the last
     for symbols, indices in reversed(steps):
         unread.append(_unread(coder))
-        order, runs = _coding_order(indices)
+        order, runs, escapes = _coding_order(indices)
         if symbols.shape != indices.shape or symbols.dtype != np.int32:
             raise ValueError(
                 f"symbols must be int32 {list(indices.shape)}, not {symbols.dtype} "
@@ -85,7 +91,6 @@ def encode_steps(
         if symbols.size and not -MAX_SYMBOL <= symbols.min() <= symbols.max() <= MAX_SYMBOL:
             raise ValueError(f"a symbol of y is beyond +-{MAX_SYMBOL}")
         values = symbols[order]
-        escapes = tables.load().escape[indices[order]]
         codes = np.minimum(_zigzag(values), escapes)
         escaped = codes == escapes
         # Last in, first out: what is decoded last is encoded first.
@@ -140,12 +145,11 @@ class SymbolDecoder:
         """
         if not self._unread:
             return np.zeros(indices.shape, np.int32)
-        order, runs = _coding_order(indices)
+        order, runs, escapes = _coding_order(indices)
         codes = np.empty(indices.shape, np.int32)
         for level, start, stop in runs:
             codes[start:stop] = self._coder.decode(_model(level), stop - start)
         values = (codes >> 1) ^ -(codes & 1)
-        escapes = tables.load().escape[indices[order]]
         escaped = np.flatnonzero(codes == escapes)
         raw = self._coder.decode(_ESCAPED, len(escaped)).astype(np.uint16).view(np.int16)
         raw = raw.astype(np.int32)
