@@ -69,7 +69,7 @@ def test_the_batch_does_not_matter(case, found, count):
 
 def test_operation_by_operation_it_is_the_same(case):
     y_hat = jnp.asarray(case.symbols[0][:1].repeat(4, -1) << 10, jnp.int32)
-    given = jnp.int32(2), case.entropy, y_hat, y_hat[..., ::-1], jnp.array([[2, 3]])
+    given = integer.at_step(case.entropy, 2), y_hat, y_hat[..., ::-1], jnp.array([[2, 3]])
     compiled = jax.jit(integer.refine)(*given)
     with jax.disable_jit():
         np.testing.assert_array_equal(integer.refine(*given), compiled)

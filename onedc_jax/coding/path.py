@@ -8,7 +8,7 @@ Both go one step at a time, in windows over the image, and only integers go on t
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, ClassVar
 
 import jax
@@ -187,8 +187,9 @@ class IntegerPath(Path):
         return np.clip((residual + (1 << FRACTION - 1)) >> FRACTION, -MAX_SYMBOL, MAX_SYMBOL)
 
     def _step(self, k, z_indices, y_hat, context, sizes, rate):
-        entropy = self.segments[integer.segment_of(rate, len(self.segments))]
+        segment = self.segments[integer.segment_of(rate, len(self.segments))]
         rate = None if rate is None else np.full(1, rate, np.int32)
+        entropy = integer.at_step(segment, k)
         args = np.int32(k), entropy, z_indices, y_hat, context, sizes, rate
         return self.programs.get(z_indices.shape, integer_step, "", *args)(*args)
 
@@ -204,26 +205,29 @@ def integer_step(
 ) -> tuple[Array, Array, Array]:
     """Step k of a batch: (mean int32, levels uint8, context), as `Path._step`.
 
-    One program for all steps. `entropy` is one of `integer.segments`. Means and y_hat are multiples
-    of 2^-FRACTION.
+    One program for all steps. `entropy` is of `integer.at_step`. Means and y_hat are multiples of
+    2^-FRACTION.
     """
     parameters, context = jax.lax.cond(
         k == 0,
         lambda: integer.begin(entropy, z_indices, sizes, rate),
-        lambda: (integer.refine(k, entropy, y_hat, context, sizes), context),
+        lambda: (integer.refine(entropy, y_hat, context, sizes), context),
     )
     mean, scale = integer.mean_and_scale(k, parameters)
     return mean, integer_levels(scale), context
 
 
 def integer_levels(scales: Array) -> Array:
-    """The table of each scale, int32 multiples of 2^-FRACTION -> uint8, as `tables.scale_index`.
+    """The table of each scale, int32 multiples of 2^-FRACTION -> uint8, as `tables.scale_index`."""
+    levels = _levels()
+    return jnp.asarray(levels)[jnp.clip(scales, 0, len(levels) - 1)]
 
-    A multiple is at or above a threshold if it is at or above the next multiple from there: those
-    are the integers that scales are compared with. Products with powers of two are exact.
-    """
-    inner = np.ceil(np.ldexp(tables.load().thresholds[1:].astype(np.float64), FRACTION))
-    return jnp.searchsorted(inner.astype(np.int32), scales, side="right").astype(jnp.uint8)
+
+@cache
+def _levels() -> np.ndarray:
+    """Those of all multiples from 0 to where the last level begins: a look is all it takes."""
+    last = int(tables.SCALE_MAX) << FRACTION
+    return tables.scale_index(np.ldexp(np.arange(last + 1, dtype=np.float32), -FRACTION))
 
 
 @dataclass(frozen=True)

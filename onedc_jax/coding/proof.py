@@ -77,8 +77,8 @@ def predictions(
     found = []
     y_hat = context = jnp.zeros((*symbols[0].shape[:3], 4 * symbols[0].shape[3]), jnp.int32)
     for k in range(STEPS):
-        args = z_indices, y_hat, context, sizes, rates
-        mean, levels, context = _step(jnp.int32(k), entropy, *args)
+        args = integer.at_step(entropy, k), z_indices, y_hat, context, sizes, rates
+        mean, levels, context = _step(jnp.int32(k), *args)
         found.append((mean, levels))
         y_hat += scatter(mean + (jnp.asarray(symbols[k]) << integer.FRACTION), k)
     return found

@@ -189,7 +189,7 @@ def _stem(layer: Params, z_indices: Array) -> Array:
 def segments(entropy: Params) -> list[Params]:
     """The integers of each segment of the knob, from the lowest rate on; without a knob only one.
 
-    `begin` and `refine` take those of one segment. The hyper-synthesis is the same in all.
+    A stream is made with those of one. The hyper-synthesis is the same in all.
     """
     if "knob" not in entropy:
         return [entropy]
@@ -209,7 +209,7 @@ def begin(
     """Tokens int32 [B, H/64, W/64] -> step 0's parameters, and what the other steps know of them.
 
     Args:
-      entropy: the parameters, of one of `segments`.
+      entropy: the parameters, of one of `segments` or `at_step`.
       z_indices: beyond an image's end anything.
       sizes: int32 [B, 2], each image's rows and columns of tokens.
       rate: of networks with a knob, int32 [B] in [0, RATES).
@@ -236,25 +236,30 @@ def begin(
     return x, _clip(_conv(reduction, _read(reduction, x)), STREAM)
 
 
-def refine(k: Array, entropy: Params, y_hat: Array, context: Array, sizes: Array) -> Array:
-    """Step k = 1 to 3: the y so far, int32 [B, H/16, W/16, C], zero elsewhere -> scales, means.
+def at_step(entropy: Params, k: int) -> Params:
+    """What step k takes of one of `segments`, the same arrays for all, so that one program does.
 
-    `context` and `sizes` as of `begin`.
+    Of the blocks that steps 1 to 3 begin with that is the step's own. (Chosen in the program, it
+    would be looked up again for every number.) Step 0 begins with none, and has any.
+    """
+    rest = {name: part for name, part in entropy["prior"].items() if not name.startswith("step_")}
+    return entropy | {"prior": rest | {"step": entropy["prior"][f"step_{max(k, 1)}"]}}
+
+
+def refine(entropy: Params, y_hat: Array, context: Array, sizes: Array) -> Array:
+    """A step after the first: the y so far -> scales and means.
+
+    `entropy` is of `at_step`; `y_hat`, int32 [B, H/16, W/16, C], is zero elsewhere. The others are
+    as in `begin`.
     """
     prior = entropy["prior"]
     height, width = context.shape[1:3]
     there = inside(sizes, (height // 4, width // 4), height, width)
     x = jnp.concatenate([_clip(y_hat, STREAM), context], axis=-1)
-    x = _depth_conv_block(_of_step(k, prior), x, there)
+    x = _depth_conv_block(prior["step"], x, there)
     for i in range(3):
         x = _depth_conv_block(prior[f"spatial_{i}"], x, there)
     return x
-
-
-def _of_step(k: Array, prior: Params) -> Params:
-    """The block that step k = 1 to 3 begins with: one program for the three."""
-    blocks = [prior[f"step_{i}"] for i in (1, 2, 3)]
-    return jax.tree.map(lambda *steps: jnp.stack(steps)[k - 1], *blocks)
 
 
 def mean_and_scale(k: int | Array, parameters: Array) -> tuple[Array, Array]:
