@@ -71,13 +71,13 @@ def main(images: Path | None, model: str, rounds: int) -> None:
             places = folders.targets(files, start, end, direction.target_suffix)
             jobs = list(zip(files, places, strict=True))
             (alone, few), (together, many) = measure(direction, jobs, lambda: codec, rounds)
-            rates = [by_commands(command, jobs[:_COMMANDS], model)]
-            rates = [f"{x:.2f}" for x in (*rates, len(jobs) / alone, len(jobs) / together)]
+            each = by_commands(command, jobs[:_COMMANDS], model)
+            rates = [f"{x:.2f}" for x in (each, len(jobs) / alone, len(jobs) / together)]
             ratio, cores = f"{alone / together:.2f}", f"{few:.2f} and {many:.2f}"
             rows.append([direction.verb, len(jobs), *rates, ratio, cores])
     print(heading(), model, sep="\n", end="\n\n")
-    rates = ["a command each, images/s", "one by one, images/s", "as a folder, images/s"]
-    print(table(["", "images", *rates, "ratio", "busy cores"], rows))
+    ways = ["a command each, images/s", "one by one, images/s", "as a folder, images/s"]
+    print(table(["", "images", *ways, "ratio", "busy cores"], rows))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The latent codec: analysis, hyperprior, prior, semantic adaptor and synthesis."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -270,10 +270,6 @@ class Codec(nn.Module):
         """What the codes say to the generator, [B, H/64, W/64, semantic]."""
         tokens = self.adaptor(z_semantic)
         return tokens if self.guided else jnp.zeros_like(tokens)
-
-    def base(self, scaled: Array, through: Callable[[Array], Array]) -> Array:
-        """What `through` makes of the image whose block transform y is, see `BlockInverse`."""
-        return self.block_inverse(scaled, through)
 
     def synthesise_z_only(self, z_indices: Array, rate: Array | None = None) -> dict[str, Array]:
         """The same from the tokens alone; y_hat is the prior's mean (the paper's lowest rate)."""

@@ -67,12 +67,12 @@ class OneDC(nn.Module):
     ) -> dict[str, Array]:
         """One step of the generator and the VAE's decoder: eps, reduced, x0, decoded and image.
 
-        With `Codec.transform`, what `scaled` says by itself, as a latent, is added to x0.
+        With `Codec.transform`, the latent of the image that `scaled` holds is added to x0.
         """
         b, h, w, c = tokens.shape
         out = self.generator(x_hat, tokens.reshape(b, h * w, c), origin)
         if self.codec.transform:
-            base = self.codec.base(scaled, self.vae.block_transform)
+            base = self.codec.block_inverse(scaled, self.vae.block_transform)
             out["x0"] += base * self.latent_scale
         decoded = self.vae.decode(out["x0"] / self.latent_scale)
         return out | dict(decoded=decoded, image=jnp.clip(decoded, -1.0, 1.0))
