@@ -1,5 +1,6 @@
 """The integer path: the same numbers however, wherever and with whatever they are computed."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -94,6 +95,19 @@ def test_far_from_its_edge_a_tile_is_as_the_whole(case):
         [(m[:, :, :4], s[:, :, :4]) for m, s in tile],
         [(m[:, :, :4], s[:, :, :4]) for m, s in whole],
     )
+
+
+def test_windows_give_the_integers_of_the_whole(case, monkeypatch):
+    rng = np.random.default_rng(0)
+    z_indices = rng.integers(0, 16384, (8, 24), np.int32)
+    y = rng.normal(0, 3, (32, 96, case.symbols[0].shape[-1] * 4)).astype(np.float32)
+    found = []
+    for shapes in path._SHAPES, ((8, 8),):
+        monkeypatch.setattr(path, "_SHAPES", shapes)
+        coded, y_hat = path.IntegerPath.of(case.entropy).quantise(y, z_indices)
+        found.append([*itertools.chain(*coded), y_hat])
+    for whole, tiled in zip(*found, strict=True):
+        np.testing.assert_array_equal(tiled, whole)
 
 
 def test_as_one_program_on_one_thread_with_fast_math_it_is_the_same():

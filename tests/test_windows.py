@@ -12,7 +12,7 @@ from onedc_jax.models.layers import GroupNorm
 from onedc_jax.models.padding import within
 
 
-@pytest.mark.parametrize("size, halo", [(16, 1), (32, 7)])
+@pytest.mark.parametrize("size, halo", [(8, 1), (16, 1), (16, 3), (32, 3)])
 def test_windows_answer_for_all_of_an_axis_and_see_enough_around_it(size, halo):
     for length in range(1, 300):
         found = spans(length, size, halo)

@@ -6,6 +6,7 @@ computes them on the CPU in float32 whatever the rest runs on, which agrees on o
 Both go one step at a time, in windows over the image, and only integers go on to the entropy coder.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -20,7 +21,7 @@ from onedc_jax.coding import tables
 from onedc_jax.coding.entropy import MAX_SYMBOL
 from onedc_jax.coding.programs import Programs
 from onedc_jax.coding.stream import Arithmetic
-from onedc_jax.coding.windows import cover, cut, paste
+from onedc_jax.coding.windows import Window, cover, cut, paste
 from onedc_jax.models import integer
 from onedc_jax.models.integer import FRACTION
 from onedc_jax.models.onedc import OneDC
@@ -30,7 +31,9 @@ from onedc_jax.models.prior import STEPS, step_mask
 Array = jax.Array
 
 _SHAPES = ((8, 12), (12, 8), (16, 16), (32, 32))
-_HALO = 7  # tokens: nothing in this part of the network reaches farther, so windows do not matter
+# Nothing in step 0, or in a step after it, reaches farther than so many tokens: windows that see
+# these beyond what they answer for give what the whole image would.
+_REACH = (3, 1, 1, 1)
 _SCALE = 4  # positions of y along a token's side
 
 
@@ -80,25 +83,33 @@ class Path:
 
         Means are [N, C/4], row by row, levels [N · C/4] in the order of coding.
         """
-        shape, windows = cover(*z_indices.shape, _SHAPES, _HALO)
         height, width = (_SCALE * side for side in z_indices.shape)
-        y_hat = np.zeros((height, width, self.channels), self.number)
-        means = np.empty((height, width, self.channels // 4), self.number)
-        levels = np.empty(means.shape, np.uint8)
-        tokens = [cut(z_indices, window, shape, 1) for window in windows]
-        contexts: list[Any] = [cut(y_hat, window, shape, _SCALE) for window in windows]
+        context = y_hat = np.zeros((height, width, self.channels), self.number)
         for k in range(STEPS):
-            for i, window in enumerate(windows):
-                known = cut(y_hat, window, shape, _SCALE)
-                sizes = np.array([window.size], np.int32)
-                found = self._step(k, tokens[i], known, contexts[i], sizes, rate)
-                mean, level, contexts[i] = found
-                paste(means, np.asarray(mean)[0], window, _SCALE)
-                paste(levels, np.asarray(level)[0], window, _SCALE)
+            means, levels, *begun = self._maps(k, z_indices, y_hat, context, rate)
+            context = begun[0] if begun else context
             mean, level = (x.reshape(-1, x.shape[-1]) for x in (means, levels))
             values = self._fixed(symbols(k, _coding_order(level), mean))
             _cells(y_hat)[step_mask(k, height, width)] = mean + values
         return self._free(y_hat)
+
+    def _maps(self, k: int, z_indices: np.ndarray, y_hat, context, rate) -> list[np.ndarray]:
+        """Means, levels and, of step 0, the context: `_step` over an image of any size."""
+        shape, windows = self._cover(*z_indices.shape, _REACH[k])
+        maps = []
+        for window in windows:
+            inputs = ((z_indices, 1), (y_hat, _SCALE), (context, _SCALE))
+            tiles = [cut(x, window, shape, scale) for x, scale in inputs]
+            found = self._step(k, *tiles, np.array([window.size], np.int32), rate)
+            found = [np.asarray(x)[0] for x in found[: 2 if k else 3]]
+            maps = maps or [np.empty((*y_hat.shape[:2], x.shape[-1]), x.dtype) for x in found]
+            for x, part in zip(maps, found, strict=True):
+                paste(x, part, window, _SCALE)
+        return maps
+
+    def _cover(self, rows: int, columns: int, halo: int) -> tuple[tuple[int, int], list[Window]]:
+        """As `windows.cover`, of arrays of _SHAPES."""
+        return cover(rows, columns, _SHAPES, halo)
 
     def _fixed(self, y: np.ndarray) -> np.ndarray:
         """Numbers [..] as means are, in type and unit."""
@@ -172,6 +183,11 @@ class IntegerPath(Path):
     @property
     def channels(self) -> int:
         return self.segments[0]["prior"]["reduction"]["kernel"].shape[-1]
+
+    def _cover(self, rows, columns, halo):
+        # All give the same integers: the one with the fewest tokens in all its windows.
+        covers = [cover(rows, columns, (shape,), halo) for shape in _SHAPES]
+        return min(covers, key=lambda found: math.prod(found[0]) * len(found[1]))
 
     def _fixed(self, y: np.ndarray) -> np.ndarray:
         if y.dtype == np.int32:  # symbols
