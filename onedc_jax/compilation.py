@@ -8,12 +8,17 @@ def enable_compilation_cache() -> Path | None:
     """Lets jax keep what it compiles in the user's cache folder; call it before the first jit.
 
     The folder is $JAX_COMPILATION_CACHE_DIR where that is set (jax reads it itself), otherwise
-    onedc_jax/xla below $XDG_CACHE_HOME or ~/.cache. Returns it, or None where none can be written:
-    then every run compiles anew.
+    onedc_jax/xla below $XDG_CACHE_HOME or ~/.cache. Returns it, or None where none can be written
+    (then every run compiles anew), or where it is a bucket, which is left to jax.
     """
     import jax
 
-    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    # The networks are many middling functions: jax's default of one second would keep few of them.
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    if "://" in chosen:
+        return None
     try:
         base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(chosen or Path(base, "onedc_jax", "xla"))
@@ -24,7 +29,4 @@ def enable_compilation_cache() -> Path | None:
         return None
     if not chosen:
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    # The networks are many middling functions: jax's default of one second would keep few of them.
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return folder

@@ -9,7 +9,6 @@ import io
 import os
 import secrets
 import stat
-import warnings
 from pathlib import Path
 from typing import BinaryIO
 
@@ -68,27 +67,25 @@ def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
 
 
 def _decode(file: BinaryIO, name: str) -> tuple[np.ndarray, list[str]]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's doubts about metadata are of no use to a user
-        try:
-            with Image.open(file, formats=_FORMATS) as image:
-                _check_size(name, *image.size)
-                notes = _notes(image)
-                image.load()
-                return _pixels(image, notes), notes
-        except (ImageError, MemoryError):
-            raise
-        except UnidentifiedImageError:
-            empty = not file.seek(0, os.SEEK_END)
-            what = "the file is empty" if empty else "not a PNG, JPEG, WebP, TIFF, BMP or GIF image"
-            raise ImageError(f"{name}: {what}") from None
-        except Image.DecompressionBombError:
-            raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels") from None
-        except Exception as error:
-            # Pillow's readers let through whatever a damaged file trips over (OSError,
-            # SyntaxError, struct.error, zlib.error, IndexError, ...).
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError(f"{name}: damaged or unsupported image ({reason})") from error
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            _check_size(name, *image.size)
+            notes = _notes(image)
+            image.load()
+            return _pixels(image, notes), notes
+    except (ImageError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        empty = not file.seek(0, os.SEEK_END)
+        what = "the file is empty" if empty else "not a PNG, JPEG, WebP, TIFF, BMP or GIF image"
+        raise ImageError(f"{name}: {what}") from None
+    except Image.DecompressionBombError:
+        raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels") from None
+    except Exception as error:
+        # Pillow's readers let through whatever a damaged file trips over (OSError,
+        # SyntaxError, struct.error, zlib.error, IndexError, ...).
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"{name}: damaged or unsupported image ({reason})") from error
 
 
 def write(path: str | os.PathLike, image: np.ndarray, overwrite: bool = False) -> None:
@@ -198,13 +195,15 @@ def _pixels(image: Image.Image, notes: list[str]) -> np.ndarray:
     image = _upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bit(image)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
-            notes.append("transparency composited on white")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
-    return np.array(_srgb(image, notes))
+    if not image.has_transparency_data:
+        return np.array(_srgb(image, notes))
+    alpha = image.convert("RGBA").getchannel("A")
+    # Without its alpha grey stays grey, as its colour profile wants it.
+    image = image.convert("L") if image.mode == "LA" else image.convert("RGBA").convert("RGB")
+    if alpha.getextrema()[0] < 255:
+        notes.append("transparency composited on white")
+    colours = _srgb(image, notes)
+    return np.array(Image.composite(colours, Image.new("RGB", image.size, "white"), alpha))
 
 
 def _upright(image: Image.Image) -> Image.Image:

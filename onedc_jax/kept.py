@@ -18,13 +18,13 @@ import jax
 from onedc_jax.images import atomic_write
 
 _LARGEST = 1 << 27  # bytes; reading more than that takes longer than making it ready
-_FOLDERS = 8  # of a kind that files are kept of; the oldest give way
+_FOLDERS = 8  # so many are kept
 
 
 def file(name: str, *of: str) -> Path | None:
     """Where something is kept that depends on `of`; None where nothing can be."""
     folder = jax.config.jax_compilation_cache_dir
-    if not folder or not os.path.isdir(folder):  # a bucket's address is no folder
+    if not folder or "://" in folder or not os.path.isdir(folder):  # it may be a bucket
         return None
     return Path(folder, f"onedc-{name}-{_digest(*of)}")
 
@@ -41,11 +41,19 @@ def of_folder(kind: str, folder: Path, make: Callable[[], Any]) -> Any:
     made = make()
     if sum(x.nbytes for x in jax.tree.leaves(made)) <= _LARGEST:
         with suppress(OSError):  # a full disk: it only takes longer the next time
-            data = pickle.dumps(state) + pickle.dumps(made)
-            atomic_write(place, data, overwrite=True)
-            for old in sorted(place.parent.glob(f"onedc-{kind}-*"), key=_age)[_FOLDERS:]:
-                old.unlink()
+            write(place, pickle.dumps(state) + pickle.dumps(made), _FOLDERS)
     return made
+
+
+def write(place: Path, data: bytes, most: int) -> None:
+    """Writes what is kept at a place of `file`; of its name `most` are, and the oldest give way.
+
+    Raises OSError.
+    """
+    atomic_write(place, data, overwrite=True)
+    name = place.name.rpartition("-")[0]
+    for old in sorted(place.parent.glob(f"{name}-*"), key=_age)[most:]:
+        old.unlink(missing_ok=True)
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -208,6 +209,16 @@ def test_a_model_s_version_is_that_of_all_its_weights(tiny_model, tmp_path):
     save_model(tmp_path / "other", config, params)
     one, same, other = (codecs.Model(path) for path in (tiny_model, tiny_model, tmp_path / "other"))
     assert one.version == same.version != other.version
+
+
+def test_a_model_s_version_is_that_of_its_integers(tiny_model, monkeypatch):
+    found = codecs.load(tiny_model)
+    path = replace(found.path, fingerprint=found.path.fingerprint ^ 1)
+    versions = []
+    for codec in found, replace(found, path=path):
+        monkeypatch.setattr(codecs, "load", lambda _, codec=codec: codec)
+        versions.append(codecs.Model(tiny_model).version)
+    assert len(set(versions)) == 2
 
 
 @pytest.fixture

@@ -1,6 +1,8 @@
 import io
 import struct
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -132,17 +134,30 @@ def test_of_several_frames_the_first_is_taken_and_said_so(tmp_path, suffix):
     assert pixels.max() < 8 and notes == ["first of 2 frames"]
 
 
-def test_another_colour_space_becomes_srgb(tmp_path):
-    # sRGB under another name and with its primaries for red and green exchanged.
+def swapped_profile() -> bytes:
+    """sRGB under another name and with its primaries for red and green exchanged."""
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     for old, new in ((b"rXYZ", b"?XYZ"), (b"gXYZ", b"rXYZ"), (b"?XYZ", b"gXYZ")):
         profile = profile.replace(old, new)
-    profile = profile.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
-    Image.new("RGB", (2, 2), COLOUR).save(tmp_path / "a.png", icc_profile=profile)
+    return profile.replace("sRGB".encode("utf-16-be"), "swap".encode("utf-16-be"))
+
+
+@pytest.mark.parametrize("alpha", [None, 255, 254])
+def test_another_colour_space_becomes_srgb(tmp_path, alpha):
+    mode, pixel = ("RGBA", (*COLOUR, alpha)) if alpha else ("RGB", COLOUR)
+    Image.new(mode, (2, 2), pixel).save(tmp_path / "a.png", icc_profile=swapped_profile())
     pixels, notes = images.read(tmp_path / "a.png")
     red, green, blue = COLOUR
-    np.testing.assert_allclose(pixels[0, 0].astype(int), (green, red, blue), atol=1)
-    assert notes == ["colours converted from swap built-in to sRGB"]
+    np.testing.assert_allclose(pixels[0, 0].astype(int), (green, red, blue), atol=2)
+    assert notes[-1] == "colours converted from swap built-in to sRGB"
+
+
+def test_reading_in_threads_leaves_the_process_its_warnings(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(encoded("JPEG"))
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(images.read, [tmp_path / "a.jpg"] * 40))
+    assert warnings.filters == before
 
 
 @pytest.mark.parametrize("profile", ["sRGB", "LAB", b"nonsense"])

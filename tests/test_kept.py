@@ -1,5 +1,7 @@
 """What is kept from one run to the next is what would be made anew."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import numpy as np
 import pytest
 
 from onedc_jax import kept
+from onedc_jax.coding import programs
+from onedc_jax.compilation import enable_compilation_cache
 
 
 @pytest.fixture
@@ -67,6 +71,41 @@ def test_few_folders_and_no_large_ones_are_kept(cache, source, monkeypatch):
     monkeypatch.setattr(kept, "_LARGEST", 1)
     kept.of_folder("y", source, lambda: np.zeros(3))
     assert not list(cache.glob("*y*"))
+
+
+def test_a_bucket_is_no_folder(cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    address = "gs://bucket/cache"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", address)
+    assert enable_compilation_cache() is None and not Path("gs:").exists()
+    Path(address).mkdir(parents=True)  # though one may be there by this name
+    jax.config.update("jax_compilation_cache_dir", address)
+    assert kept.file("x", "y") is None
+
+
+def test_programs_of_several_threads_leave_jax_its_settings(cache):
+    """Each is kept from jax's cache while it is compiled, by a setting of the whole process."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    first_in, second_in, first_out = (threading.Event() for _ in range(3))
+
+    def first(x):
+        first_in.set()
+        assert second_in.wait(60)
+        return x
+
+    def second(x):
+        second_in.set()
+        assert first_out.wait(60)
+        return x
+
+    with ThreadPoolExecutor(1) as pool:
+        begun = pool.submit(programs.ready, first, "", np.zeros(3, np.float32))
+        assert first_in.wait(60)
+        begun.add_done_callback(lambda _: first_out.set())
+        programs.ready(second, "", np.zeros(3, np.float32))
+        begun.result()
+    assert getattr(jax.config, name) == before
 
 
 def test_without_a_cache_nothing_is_kept(cache, source):

@@ -43,7 +43,7 @@ ROOMS = {
     "onedc_jax.kept": ["images"],
     "onedc_jax.coding.codec": ["errors", "models.*", "coding.*"],
     "onedc_jax.coding.loading": ["errors", "models.*", "checkpoint", "kept", "coding.*"],
-    "onedc_jax.coding.programs": ["kept", "images"],
+    "onedc_jax.coding.programs": ["kept"],
     "onedc_jax.coding.networks": ["models.*", "coding.programs", "coding.windows"],
     "onedc_jax.coding.path": [
         *("errors", "models.*", "checkpoint"),

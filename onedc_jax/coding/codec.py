@@ -249,5 +249,5 @@ class Codec:
 
     def _on(self, device: jax.Device) -> "Codec":
         networks, path = self.networks.on(device), self.path.on(device)
-        found = self.refinement and self.refinement.on(device, networks, path)
+        found = self.refinement and self.refinement.on(networks, path)
         return replace(self, networks=networks, path=path, refinement=found)

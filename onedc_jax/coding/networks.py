@@ -62,6 +62,11 @@ class Networks:
         return self.model.clone(**{k: part.clone(dtype=self.dtype) for k, part in parts.items()})
 
     @property
+    def device(self) -> jax.Device:
+        """Where the parameters are, and all is computed."""
+        return jax.tree.leaves(self.params)[0].device
+
+    @property
     def has_knob(self) -> bool:
         """Whether the model has several rates, and so a knob."""
         return self.model.codec.rates > 1

@@ -10,7 +10,7 @@ import pickle
 import platform
 import threading
 from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import numpy as np
 from jax.experimental import serialize_executable
 
 from onedc_jax import kept
-from onedc_jax.images import atomic_write
+
+_MOST = 32  # so many of a network are kept: a few models' in all sizes
 
 
 class Programs:
@@ -48,13 +49,13 @@ def ready(function: Callable, of: str, *args) -> jax.stages.Compiled:
         # Another jax or machine may have written it after all; then it is made anew.
         with suppress(Exception):
             return _read(file.read_bytes(), device)
-    with _unknown_to_jax():
+    with _unknown_to_jax:
         compiled = jax.jit(function).lower(*args).compile()
     if file:
         with suppress(Exception):  # a full disk, a device that cannot: it only takes longer then
             data = pickle.dumps(serialize_executable.serialize(compiled))
             _try(_read(data, device), args)
-            atomic_write(file, data, overwrite=True)
+            kept.write(file, data, _MOST)
     return compiled
 
 
@@ -68,16 +69,32 @@ def _read(data: bytes, device: jax.Device) -> jax.stages.Compiled:
     return serialize_executable.deserialize_and_load(*parts, client, execution_devices=[device])
 
 
-@contextmanager
-def _unknown_to_jax():
-    """Keeps programs out of jax's cache: what comes from there cannot be written once more."""
-    name = "jax_persistent_cache_min_compile_time_secs"
-    before = getattr(jax.config, name)
-    jax.config.update(name, 1e9)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
+class _UnknownToJax:
+    """Keeps programs out of jax's cache: what comes from there cannot be written once more.
+
+    The setting is that of all threads: the first of them takes it, the last puts it back.
+    """
+
+    _NAME = "jax_persistent_cache_min_compile_time_secs"
+
+    def __init__(self):
+        self._lock, self._inside, self._before = threading.Lock(), 0, None
+
+    def __enter__(self):
+        with self._lock:
+            if not self._inside:
+                self._before = getattr(jax.config, self._NAME)
+                jax.config.update(self._NAME, 1e9)
+            self._inside += 1
+
+    def __exit__(self, *_):
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                jax.config.update(self._NAME, self._before)
+
+
+_unknown_to_jax = _UnknownToJax()
 
 
 def _try(program: jax.stages.Compiled, args: tuple) -> None:

@@ -49,14 +49,12 @@ class Refinement:
         cls, networks: Networks, path: IntegerPath | FloatPath, steps: int, watch: Callable
     ) -> "Refinement":
         """With LPIPS's weights; raises ModelError where they are missing."""
-        found = cls(networks, path, steps, watch, load_lpips("alex"))
-        return found.on(jax.local_devices()[0], networks, path)
+        weights = jax.device_put(load_lpips("alex"), networks.device)
+        return cls(networks, path, steps, watch, weights)
 
-    def on(
-        self, device: jax.Device, networks: Networks, path: IntegerPath | FloatPath
-    ) -> "Refinement":
-        """The same on another device, with what of the model is there."""
-        weights = jax.device_put(self.weights, device)
+    def on(self, networks: Networks, path: IntegerPath | FloatPath) -> "Refinement":
+        """The same on the device that these are on."""
+        weights = jax.device_put(self.weights, networks.device)
         return replace(self, networks=networks, path=path, weights=weights)
 
     def __call__(

@@ -78,7 +78,8 @@ class Model:
         # The fingerprint in a file leaves out the decoder; here any other weight matters as well,
         # and what the weights do may differ from one release of this package to the next.
         config = checkpoint.read_config(checkpoint.resolve(name_or_path))
-        known = json.dumps([onedc_jax.__version__, config], sort_keys=True)
+        of_path = self._codec.path.arithmetic.name, self._codec.path.fingerprint
+        known = json.dumps([onedc_jax.__version__, config, *of_path], sort_keys=True)
         digest = hashlib.sha256(known.encode())
         for leaf in jax.tree.leaves(self._codec.params):
             digest.update(np.asarray(leaf).tobytes())

@@ -3,6 +3,7 @@
 import csv
 import io
 import platform
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,9 +210,11 @@ def _images(
     rows, codecs: Codecs, pictures: Sequence[Picture], folder: Folder, done: Report, say
 ) -> list[tuple]:
     """For the page, each image and the rows to look at, with their pictures, made as needed."""
-    found = []
+    found, by_image = [], defaultdict(list)
+    for row in rows:
+        by_image[row["image"]].append(row)
     for picture in tqdm(pictures, "pictures", disable=None):
-        own = [row for row in rows if row["image"] == picture.name]
+        own = by_image[picture.name]
         if not own:
             continue
         original = folder.original_of(own[0])

@@ -9,6 +9,7 @@ report.json                    says that the folder is such a one
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,9 +51,8 @@ def find(sources: Iterable[Path], limit: int | None = None) -> list[Picture]:
         prefix = source.resolve().name + "/" if len(sources) > 1 else ""
         paths = folders.find(source, images.READ_SUFFIXES)
         found += [Picture(prefix + path.relative_to(source).as_posix(), path) for path in paths]
-    names = [picture.name for picture in found]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(picture.name for picture in found).items():
+        if count > 1:
             raise OneDCError(f"{name}: two images have this name; name a folder above both")
     if not found:
         raise OneDCError(f"{sources[0]}: no {', '.join(images.READ_SUFFIXES)} file in it")
