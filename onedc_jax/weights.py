@@ -181,10 +181,12 @@ def read(path: str | Path) -> Tensors:
                 f"{path}: no weights in this folder; expected one of {', '.join(_IN_A_FOLDER)}"
             )
         path = found[0]
+    return _read_shards(path) if path.name.endswith(".index.json") else _read_file(path)
+
+
+def _read_file(path: Path) -> Tensors:
     if not path.is_file():
         raise ModelError(f"{path}: no such weight file")
-    if path.name.endswith(".index.json"):
-        return _read_shards(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     if path.suffix in (".bin", ".pt", ".pth"):
@@ -209,15 +211,18 @@ def _read_safetensors(path: Path) -> Tensors:
 def _read_shards(index: Path) -> Tensors:
     try:
         shard_of = dict(json.loads(index.read_text())["weight_map"])
+        files = {name: index.parent / name for name in sorted(set(shard_of.values()))}
+    except FileNotFoundError as error:
+        raise ModelError(f"{index}: no such weight file") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{index}: not a readable index of weight files") from error
-    shards = {name: read(index.parent / name) for name in sorted(set(shard_of.values()))}
+    shards = {name: _read_file(file) for name, file in files.items()}
     for name, shard in shard_of.items():
         if name not in shards[shard]:
             raise ModelError(
                 f"{index.parent / shard}: tensor {name} is missing, which {index.name} lists"
             )
-    readers = {name: partial(shards[shard].get, name) for name, shard in shard_of.items()}
+    readers = {name: partial(shards[shard].__getitem__, name) for name, shard in shard_of.items()}
     return Tensors(index.parent, readers)
 
 
@@ -275,7 +280,7 @@ def fill(
     leaves, tree = jax.tree.flatten(shapes)
     filled = []
     for name, path, leaf in progress(list(zip(found, asked, leaves, strict=True))):
-        array, expected = tensors[name], _torch_shape(path, leaf.shape)
+        array, (_, expected) = tensors[name], asked[path]
         # What is a 1x1 convolution in one version of a network may be a matrix in another.
         if _without_1x1(array.shape) != _without_1x1(expected):
             shape = f"{list(array.shape)}, expected {list(expected)}"

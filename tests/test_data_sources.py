@@ -173,13 +173,14 @@ def test_what_tfds_has_not_prepared_is_one_line(prepared, monkeypatch, spec, mes
         ("columns.parquet", r"columns \(url\)"),
         ("mixed", "array_record and parquet"),
         ("partly", "number 00001 is missing"),
+        ("beyond", "number 00002 is none of these"),
     ],
 )
 def test_what_cannot_be_opened_is_one_line(tmp_path, monkeypatch, name, message):
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    for folder in ("empty", "mixed", "partly"):
+    for folder in ("empty", "mixed", "partly", "beyond"):
         (tmp_path / folder).mkdir()
     for path in ("readme.txt", "bad.array_record", "bad.parquet", "bad.arrow"):
         (tmp_path / path).write_text("nonsense")
@@ -187,6 +188,8 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, monkeypatch, name, message)
         (tmp_path / path).touch()
     for n in (0, 2):
         (tmp_path / f"partly/a-0000{n}-of-00003.array_record").touch()
+    for n in range(3):
+        (tmp_path / f"beyond/a-0000{n}-of-00002.array_record").touch()
     parquet.write_table(pa.table({"url": [""]}), tmp_path / "columns.parquet")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OneDCError, match=message) as error:

@@ -175,6 +175,9 @@ def test_pytorch_files_are_read_as_float32(tmp_path, name):
         ("photo.jpg", b"...", "not a weight file"),
         ("model.safetensors.index.json", b"[1, 2", "not a readable index"),
         ("model.safetensors.index.json", b'{"weight_map": 3}', "not a readable index"),
+        ("a.index.json", b'{"weight_map": {"a": 5}}', "not a readable index"),
+        ("a.index.json", b'{"weight_map": {"a": "a.index.json"}}', "not a weight file"),
+        ("none.index.json", None, "no such weight file"),
         ("", None, "no weights in this folder"),
     ],
 )

@@ -46,6 +46,8 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _export(arguments: argparse.Namespace) -> int:
+    import jax
+
     from onedc_jax import images
     from onedc_jax.coding.stream import check_size
     from onedc_jax.export import PLATFORMS, export
@@ -59,6 +61,8 @@ def _export(arguments: argparse.Namespace) -> int:
         import flatbuffers  # noqa: F401
     except ImportError as error:
         raise OneDCError("export needs flatbuffers: pip install flatbuffers") from error
+    # Elsewhere than on a CPU the decoder's kernels are rounded as they are loaded.
+    jax.config.update("jax_platforms", "cpu")
     data = export(loader(arguments.model)(), *arguments.size, platforms)
     images.atomic_write(arguments.out, data, arguments.overwrite)
     width, height = arguments.size

@@ -111,8 +111,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
+    if not text.isdecimal() or (value := int(text)) < 1:
         raise argparse.ArgumentTypeError(f"{text}: a number from 1 is wanted")
     return value
 

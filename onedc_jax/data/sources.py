@@ -217,9 +217,10 @@ def _check_complete(spec: str | Path, paths: Sequence[Path]) -> None:
         if part := _PART.match(path.name):
             sets.setdefault((path.parent, part[1], part[4], int(part[3])), set()).add(int(part[2]))
     for (folder, stem, _, count), numbers in sets.items():
-        missing = sorted(set(range(count)) - numbers)
-        if len(paths) > 1 and missing:
+        wrong = sorted(set(range(count)) ^ numbers)
+        if len(paths) > 1 and wrong:
+            what = "missing" if wrong[0] < count else "none of these"
             raise OneDCError(
                 f"{spec}: {folder / stem}-*-of-{count:05d} has {len(numbers)} of {count} files; "
-                f"number {missing[0]:05d} is missing"
+                f"number {wrong[0]:05d} is {what}"
             )
