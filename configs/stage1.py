@@ -26,6 +26,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         trainable=r"codec/|generator/(unet/conv_in|vae_reduction)/|generator/.*lora_",
         model=dict(vae=dict(), codec=dict(), generator=dict(unet=dict(rank=64, alpha=8.0))),
         dtype="bfloat16",  # of convolutions and products; weights are float32
+        sampled=True,  # whether the VAE's latent is a sample of its posterior, or its mean
         remat="",  # what is recomputed in the backward pass, for less memory: docs/training.md
         # Model folders to start from; "" is random. With `reshaped` what is narrower there is
         # widened and what is missing random, without it they must fit. "unet" is a diffusion
@@ -107,6 +108,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.steps = 6_800
         c.batch_size = 8
         c.trainable = r".*"  # from scratch; there is no LoRA
+        c.sampled = False  # a VAE that learns only here has no spread that means anything
         # No norms (see layers.GroupNorm), and nothing but the tokens' attention sees farther than a
         # kernel: a large image is coded as its crops were in training.
         plain = dict(norm_groups=0)

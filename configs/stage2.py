@@ -2,7 +2,7 @@
 
     python launch/train.py --config=configs/stage2.py:full --workdir=runs/stage2 \\
         --config.init.model=runs/stage1 --config.init.teacher=models/sd15 \\
-        --config.init.text=models/clip
+        --config.init.text=models/clip --config.data.captions=models/clip
 
 where `onedc convert-part` makes the last two from Stable Diffusion 1.5. From scratch instead:
 
@@ -35,6 +35,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         teacher=dict(unet=dict(), text=dict()),
         realism=dict(),  # of the classifier; what is left out is as in the paper
         dtype="bfloat16",  # of convolutions and products; weights that train are float32
+        sampled=True,  # whether the VAE's latent is a sample of its posterior, or its mean
         remat="",  # what is recomputed in the backward pass, for less memory: docs/training.md
         frozen_dtype="bfloat16",  # of the weights of real score and text encoder
         generator_every=10,  # steps
@@ -82,6 +83,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.steps = 1_000
         c.batch_size = 1
         c.trainable = r"generator/"
+        c.sampled = False  # as in stage 1
         c.init.teacher, c.init.text = "runs/teacher", ""
         c.realism = dict(width=64, norm_groups=8)
         c.dtype = c.frozen_dtype = "float32"

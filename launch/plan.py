@@ -21,7 +21,7 @@ from onedc_jax.compilation import enable_compilation_cache
 from onedc_jax.data import make_views
 from onedc_jax.errors import OneDCError
 from onedc_jax.sharding import make_mesh
-from onedc_jax.training.loop import STAGES, shown
+from onedc_jax.training.loop import make_stage, shown
 from onedc_jax.training.programs import Programs, flops
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/stage1.py.")
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
 def plan(config) -> None:
     """Prints the plan of a recipe on the mesh that it names."""
     mesh = make_mesh(**config.mesh)
-    stage = STAGES[config.stage](config)
+    stage = make_stage(config)
     state, frozen = jax.eval_shape(stage.init)
     jax.clear_caches()  # or the random weights that it drew stay in memory as constants
     programs = Programs(stage, mesh, state, frozen, say=lambda message: None)

@@ -62,6 +62,7 @@ ROOMS = {
         *("captions", "data", "distributed", "log", "sharding", "evaluation.checkpoints"),
     ],
     "onedc_jax.training.programs": ["errors", "training.state", "sharding"],
+    "onedc_jax.training.saving": ["errors", "images", "training.state", "checkpoint"],
     "onedc_jax.training.*": [
         *("errors", "models.*", "training.*", "checkpoint", "weights", "sharding"),
     ],

@@ -14,6 +14,7 @@ import pytest
 import toy
 from orbax.checkpoint import v1 as ocp
 
+from onedc_jax.checkpoint import load_model
 from onedc_jax.errors import OneDCError
 from onedc_jax.log import JsonLines
 from onedc_jax.training.loop import train
@@ -136,9 +137,12 @@ def test_what_is_not_finite_stops_the_run_with_a_diagnosis(tmp_path):
         train(toy.recipe(bad_step=3), workdir)
     folder = workdir / "diagnosis" / "0000004"
     assert str(folder) in str(caught.value)
-    saved = ocp.load(folder)
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved))
     assert not (workdir / "checkpoints" / "4").exists()
+    # It is the state before that step, though more were begun before it was known.
+    train(toy.recipe(steps=3), tmp_path / "before")
+    saved, before = ocp.load(folder), load_model(tmp_path / "before" / "model")[1]["toy"]
+    assert saved["step"] == 3
+    jax.tree.map(np.testing.assert_array_equal, saved["ema"], before)
 
 
 @pytest.mark.parametrize(
@@ -148,12 +152,20 @@ def test_what_is_not_finite_stops_the_run_with_a_diagnosis(tmp_path):
         ({"mesh.fsdp": 3}, "does not fit 1 devices"),
         ({"data.validation": "no/such/folder"}, "no such folder"),
         ({"stage": "stage9"}, "expected one of"),
+        ({"lacks": True}, "nothing to begin with"),
+        ({"block": 48}, "crops of 64 pixels: must be multiples of 48"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_before_it_begins(tmp_path, changes, words):
     with pytest.raises(OneDCError, match=words):
         train(toy.recipe(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_whose_configuration_is_damaged_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"stage": "to')
+    with pytest.raises(OneDCError, match="config.json: not the configuration of a run"):
+        train(toy.recipe(), tmp_path)
 
 
 def test_a_bucket_is_to_be_mounted():

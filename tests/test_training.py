@@ -13,13 +13,13 @@ import optax
 import pytest
 from pictures import photo
 from PIL import Image
-from recipes import recipe
+from recipes import recipe, recipe_file
 
 import onedc_jax
 from onedc_jax.checkpoint import load_model, resolve
 from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.vae import VAE
-from onedc_jax.training import losses
+from onedc_jax.training import losses, stage1
 from onedc_jax.training.loop import train
 from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.sources import widened
@@ -85,6 +85,29 @@ def test_a_run_leaves_metrics_and_pictures(stage1_run):
     lines = [json.loads(line) for line in (stage1_run / "metrics.jsonl").read_text().splitlines()]
     assert {"bpp", "lpips", "l1", "psnr", "loss"} <= lines[-2].keys()
     assert (stage1_run / "panels" / "0000004.png").is_file()
+
+
+def test_what_would_stay_random_is_refused_and_what_is_left_out_said():
+    lora = recipe_file("stage1")("full").trainable
+    stage = lambda **changes: stage1.make(recipe("stage1", trainable=lora, **changes))
+    with pytest.raises(OneDCError, match="init.vae: not all of vae trains"):
+        stage().check()
+    with pytest.raises(OneDCError, match="init.unet: not all of generator trains"):
+        stage(**{"init.vae": "some/folder"}).check()
+    begun = {"init.vae": "some/folder", "init.unet": "another"}
+    assert "without semantic distillation" in stage(**begun).check()[0]
+    assert not stage(**begun, **{"distillation.weight": 0.0}).check()
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+def test_the_latent_is_a_sample_where_that_is_asked_for(sampled):
+    """A Gaussian is drawn then, and nowhere else in this stage."""
+    stage = stage1.make(recipe("stage1", sampled=sampled))
+    state, frozen = jax.eval_shape(stage.init)
+    batch = dict(image=jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    traced = jax.make_jaxpr(stage.updates["model"])(state, frozen, batch, key)
+    assert ("erf_inv" in str(traced)) == sampled
 
 
 def test_lpips_is_computed_only_where_it_counts(vae_run):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
+from onedc_jax.errors import OneDCError
 from onedc_jax.training import loop
 from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.state import (
@@ -54,7 +55,13 @@ def make(config) -> Stage:
     if config.rare:
         updates = dict(rare=_without_step(gradient_update(rare, optimizer, 0.0, 1))) | updates
         due = lambda step, name: name == "model" or step % config.rare == 0
-    return Stage(init, updates, panel, export, {"toy": {}}, due, measured(loss))
+    def check():
+        if config.lacks:
+            raise OneDCError("nothing to begin with")
+        return []
+
+    known = {"toy": {}}, due, measured(loss), config.block, check
+    return Stage(init, updates, panel, export, *known)
 
 
 def _without_step(update):
@@ -72,6 +79,8 @@ def recipe(**changes):
         trainable=".*",
         model={},
         bad_step=-1,
+        block=1,
+        lacks=False,
         rare=0,  # every so many steps there is a second update
         ema=0.9,
         lr=0.05,
@@ -112,7 +121,6 @@ loop.STAGES["toy"] = make
 
 if __name__ == "__main__":
     from onedc_jax.distributed import initialize
-    from onedc_jax.errors import OneDCError
 
     options = dict(a.lstrip("-").split("=") for a in sys.argv[2:])
     place = {k: options.pop(k) for k in ("coordinator", "processes", "process") if k in options}

@@ -83,12 +83,15 @@ class OneDC(nn.Module):
         rate: Array | None = None,
         alone: Array | None = None,
         origin: Array | None = None,
+        key: Array | None = None,
     ) -> dict[str, Array]:
         """The training pass: every intermediate by name, with straight-through gradients.
 
-        Images for which `alone`, boolean [B], is true are made from their tokens alone.
+        Images for which `alone`, boolean [B], is true are made from their tokens alone. With a
+        `key` the VAE's latent is a sample of its posterior, without it the mean, as in `analyse`.
         """
-        latent = self.vae.encode(image).mean * self.latent_scale
+        posterior = self.vae.encode(image)
+        latent = (posterior.mean if key is None else posterior.sample(key)) * self.latent_scale
         out = self.codec(image, latent, rate, alone)
         made = self.generate(out["x_hat"], out["tokens"], out["scaled"], origin)
         return out | made | dict(latent=latent)

@@ -201,6 +201,11 @@ class VAE(nn.Module):
             self.block_transform = BlockTransform(self.latent_channels, 8)
             self.block_inverse = BlockInverse(8)
 
+    @property
+    def stride(self) -> int:
+        """How many pixels a position of the latent has along a side; the paper's have 8."""
+        return self.patch * 2 ** (len(self.widths) - 1)
+
     def encode(self, image: Array) -> Posterior:
         """Image float [B, H, W, 3] in [-1, 1], sides multiples of 8 -> posterior, float32."""
         x = pixel_unshuffle(image, self.patch) if self.patch > 1 else image

@@ -134,15 +134,19 @@ class VQGAN(nn.Module):
         self.decoder = Decoder(*shared)
         self.quantize = Codebook(self.codes, self.features)
 
-    def encode(self, image: Array) -> Tokens:
-        """Image float [B, H, W, 3] in [0, 1] -> its tokens, h = H / 2^(levels - 1).
+    @property
+    def stride(self) -> int:
+        """How many pixels a token has along a side."""
+        return 2 ** (len(self.widths) - 1)
 
-        Raises ValueError unless H and W are multiples of that power.
+    def encode(self, image: Array) -> Tokens:
+        """Image float [B, H, W, 3] in [0, 1] -> its tokens, h = H / stride.
+
+        Raises ValueError unless H and W are multiples of the stride.
         """
-        factor = 2 ** (len(self.widths) - 1)
-        if image.shape[1] % factor or image.shape[2] % factor:
+        if image.shape[1] % self.stride or image.shape[2] % self.stride:
             raise ValueError(
-                f"the tokenizer takes images with sides that are multiples of {factor}; "
+                f"the tokenizer takes images with sides that are multiples of {self.stride}; "
                 f"got {image.shape[1]}×{image.shape[2]}"
             )
         hidden = self.encoder(image).astype(jnp.float32)

@@ -67,4 +67,8 @@ def make(config) -> Stage:
         return merge(state.averaged, frozen["model"])
 
     update = gradient_update(loss, optimizer, config.ema, config.accumulate)
-    return Stage(init, dict(model=update), panel, export, {"vae": settings}, measure=measured(loss))
+    return Stage(
+        *(init, dict(model=update), panel, export, {"vae": settings}),
+        measure=measured(loss),
+        block=model.stride,
+    )

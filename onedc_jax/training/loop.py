@@ -7,6 +7,7 @@ devices and processes as there are then.
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import jax
@@ -34,6 +35,13 @@ STAGES = {
 }
 
 
+def make_stage(config) -> Stage:
+    """The stage that a configuration is of; raises OneDCError where there is none, or as it does."""
+    if config.stage not in STAGES:
+        raise OneDCError(f"stage={config.stage!r}: expected one of {', '.join(STAGES)}")
+    return STAGES[config.stage](config)
+
+
 def train(config, workdir: str | Path) -> None:
     """Trains `config.stage` for `config.steps` steps in `workdir`, or continues there.
 
@@ -42,16 +50,15 @@ def train(config, workdir: str | Path) -> None:
     before anything is compiled where the configuration, the data or the workdir do not fit; and,
     after saving a diagnosis, with the step and the tensors where a number is no longer finite.
     """
-    if config.stage not in STAGES:
-        raise OneDCError(f"stage={config.stage!r}: expected one of {', '.join(STAGES)}")
     if "://" in str(workdir):
         raise OneDCError(f"{workdir}: mount it, and name a folder that all processes see")
     workdir = Path(workdir).absolute()
     mesh = make_mesh(**config.mesh)
     data, validation = (_source(config.data, root) for root in ("root", "validation"))
     coded = _coded(config)
-    stage = STAGES[config.stage](config)
-    _check_batches(config, mesh)
+    stage = make_stage(config)
+    _check_batches(config, mesh, stage.block)
+    lacks = stage.check()
     # On the host: what the devices hold together may be too much for the first of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         state, frozen = jax.device_get(stage.init())
@@ -59,6 +66,8 @@ def train(config, workdir: str | Path) -> None:
     examine.refuse_unmeasured(config.best, state, frozen)
     saving.claim(workdir, config)
     progress = tqdm(total=config.steps, unit="step", disable=jax.process_index() > 0)
+    for line in lacks if jax.process_index() == 0 else ():
+        progress.write(line)
     programs = Programs(stage, mesh, state, frozen, say=progress.write)
     with (
         Preemption() as preemption,
@@ -73,24 +82,24 @@ def train(config, workdir: str | Path) -> None:
         frozen = jax.device_put(frozen, programs.frozen_shardings)
         start = int(state.step)
         progress.update(start)
-        run = _Run(config, workdir, stage, programs, progress, start)
-        stream = _batches(config, data, config.batch_size, start=start, **shown(config))
-        for step in range(start, config.steps):
-            batch = place(mesh, next(stream))
-            state = run.step(step, state, frozen, batch)
-            done, stop = step + 1, preemption.reached(step)
-            last = stop or done == config.steps
-            if last or done % config.checkpoint_every == 0:
-                run.check(state)
-                measured = examine.measure(state, frozen)
-                model = saving.export(workdir, stage, state, frozen)
-                measured |= examine.coded(model)
-                checkpointer.save_async(done, state, force=last, metrics=measured or None)
-                run.report(done, measured, examine.panel(state, frozen))
-            if stop:
-                progress.write(f"asked to stop: step {done} is saved, the same command goes on")
-                break
-        run.close()
+        options = dict(start=start, workers=config.data.workers) | shown(config)
+        stream = _batches(config, data, config.batch_size, **options)
+        with closing(_Run(config, workdir, stage, programs, progress, start)) as run:
+            for step in range(start, config.steps):
+                batch = place(mesh, next(stream))
+                state = run.step(step, state, frozen, batch)
+                done, stop = step + 1, preemption.reached(step)
+                last = stop or done == config.steps
+                if last or done % config.checkpoint_every == 0:
+                    run.check(state)
+                    measured = examine.measure(state, frozen)
+                    model = saving.export(workdir, stage, state, frozen)
+                    measured |= examine.coded(model)
+                    checkpointer.save_async(done, state, force=last, metrics=measured or None)
+                    run.report(done, measured, examine.panel(state, frozen))
+                if stop:
+                    progress.write(f"asked to stop: step {done} is saved, the same command goes on")
+                    break
 
 
 class _Run:
@@ -103,6 +112,7 @@ class _Run:
         self._log = JsonLines(workdir / "metrics.jsonl", keep=lambda line: line["step"] <= start)
         self._board = TensorBoard(workdir / "tensorboard") if config.tensorboard else None
         self._pending = []  # (step, name of the update, its metrics), still on the device
+        self._good = True  # whether all numbers were finite until now, on the device too
         self._shown = {}  # the last known metrics, beside the progress bar
 
     def step(self, step: int, state, frozen, batch: dict):
@@ -111,8 +121,8 @@ class _Run:
         due = [name for name in self._stage.updates if self._stage.due(step, name)]
         pending, work = [], 0.0
         for index, name in enumerate(due):
-            args = state, frozen, batch, jax.random.fold_in(key, index)
-            state, metrics = self._programs.update(name, *args)
+            args = state, frozen, batch, jax.random.fold_in(key, index), self._good
+            state, metrics, self._good = self._programs.update(name, *args)
             pending.append((step + 1, name, metrics))
             work += self._programs.flops(name, batch)
         # A step's metrics are fetched after the next is dispatched: the device never waits.
@@ -234,9 +244,13 @@ def _source(data, root: str):
     return open_source(data[root], keep=data.keep.to_dict(), cache_gib=data.cache_gib)
 
 
-def _check_batches(config, mesh) -> None:
-    """Raises OneDCError where a batch does not divide among devices, processes or parts."""
-    for view in make_views(**shown(config)):
+def _check_batches(config, mesh, block: int) -> None:
+    """Raises OneDCError where images do not divide into blocks, or a batch among devices or parts."""
+    views = make_views(**shown(config))
+    for size in (config.data.crop, *(view.size for view in views)):
+        if size % block:
+            raise OneDCError(f"crops of {size} pixels: must be multiples of {block} here")
+    for view in views:
         check_divides(config.batch_size, view, jax.process_count())
         count = round(config.batch_size * view.batch)
         batch_sharding(mesh, (count, view.size, view.size, 3))
@@ -255,7 +269,6 @@ def _batches(config, source, batch_size: int, **options) -> Iterator[dict]:
         batch_size=batch_size,
         tokenize=load_tokenizer(data.captions) if data.captions else None,
         threads=data.threads,
-        workers=data.workers,
         **options,
     )
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from orbax.checkpoint import multihost
 
@@ -39,9 +40,13 @@ class Programs:
         self._stage, self._mesh, self._say = stage, mesh, say
         self._programs = {}  # update and shapes -> the program, and its operations
 
-    def update(self, name: str, state, frozen, batch: dict, key):
-        """Runs an update: (state, metrics). The state that went in is gone."""
-        return self.compiled(name, state, frozen, batch, key)(state, frozen, batch, key)
+    def update(self, name: str, state, frozen, batch: dict, key, good=True):
+        """Runs an update: (state, metrics, good). The state that went in is gone.
+
+        Of the first update whose numbers are not all finite, and of those after it, which are told
+        by `good`, bool [], the state comes back as it went in: to be looked at, once it is known.
+        """
+        return self.compiled(name, state, frozen, batch, key)(state, frozen, batch, key, good)
 
     def compiled(self, name: str, state, frozen, batch: dict, key) -> jax.stages.Compiled:
         """The program of an update for such a batch; arguments may be shapes."""
@@ -51,13 +56,14 @@ class Programs:
             whole = replicated(self._mesh)
             where = {k: batch_sharding(self._mesh, v.shape) for k, v in batch.items()}
             program = jax.jit(
-                self._stage.updates[name],
-                in_shardings=(self.state_shardings, self.frozen_shardings, where, whole),
-                out_shardings=(self.state_shardings, whole),
+                _while_good(self._stage.updates[name]),
+                in_shardings=(self.state_shardings, self.frozen_shardings, where, whole, whole),
+                out_shardings=(self.state_shardings, whole, whole),
                 donate_argnums=0,
             )
             with jax.set_mesh(self._mesh):
-                program = program.lower(state, frozen, batch, key).compile()
+                good = jax.ShapeDtypeStruct((), bool)
+                program = program.lower(state, frozen, batch, key, good).compile()
             self._programs[shapes] = program, flops(program)  # XLA counts anew when asked
             # A collective waits half a minute for a process that is still compiling, on CPUs.
             wait = multihost.get_barrier_sync_fn()
@@ -70,6 +76,18 @@ class Programs:
     def flops(self, name: str, batch: dict) -> float:
         """Floating point operations of an update, once compiled, on one device."""
         return self._programs[_shapes(name, batch)][1]
+
+
+def _while_good(update: Callable) -> Callable:
+    """An update as `Programs.update` runs it."""
+
+    def guarded(state, frozen, batch, key, good):
+        new, metrics = update(state, frozen, batch, key)
+        good &= jnp.stack([jnp.isfinite(x).all() for x in metrics.values()]).all()
+        good &= metrics["finite"].all()
+        return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, state), metrics, good
+
+    return guarded
 
 
 def _shapes(name: str, batch: dict) -> tuple:

@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 
 from onedc_jax.checkpoint import save_model
 from onedc_jax.errors import OneDCError
+from onedc_jax.images import atomic_write
 from onedc_jax.training.state import Stage, TrainState, paths
 
 # What may not change between two runs in one workdir. A longer, more talkative or faster run
@@ -26,7 +27,11 @@ def claim(workdir: Path, config) -> None:
     """
     path, text = workdir / "config.json", config.to_json_best_effort(indent=2)
     if path.exists():
-        before, now = json.loads(path.read_text()), json.loads(text)
+        now = json.loads(text)
+        try:
+            before = dict(json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise OneDCError(f"{path}: not the configuration of a run; remove it") from error
         for key in _IDENTITY:
             if before.get(key) != now.get(key):
                 raise OneDCError(
@@ -34,7 +39,8 @@ def claim(workdir: Path, config) -> None:
                 )
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        # Other processes may be reading what a run before has left.
+        atomic_write(path, text.encode(), overwrite=True)
         for unfinished in workdir.glob(".model.*"):  # of a run that was killed as it wrote one
             shutil.rmtree(unfinished, ignore_errors=True)
 

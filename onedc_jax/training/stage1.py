@@ -10,7 +10,7 @@ from onedc_jax.errors import OneDCError
 from onedc_jax.models import transform
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
-from onedc_jax.models.onedc import OneDC, build, param_shapes
+from onedc_jax.models.onedc import BLOCK, OneDC, build, param_shapes
 from onedc_jax.models.prior import training_bits
 from onedc_jax.models.quantize import CODEBOOK_SIZE
 from onedc_jax.training import distillation, losses
@@ -67,13 +67,13 @@ def make(config) -> Stage:
     def loss(params, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
         params, helpers = whole(params, frozen)
-        noise_key, shift_key, rate_key, alone_key, texture_key, origin_key = jax.random.split(
-            key, 6
-        )
+        keys = jax.random.split(key, 7)
+        noise_key, shift_key, rate_key, alone_key, texture_key, origin_key, latent_key = keys
         rate = losses.spread(rate_key, len(image))
         alone = jax.random.bernoulli(alone_key, config.alone, (len(image),))
         origin = losses.origins(origin_key, len(image))
-        out = model.apply({"params": params}, image, rate, alone if config.alone else None, origin)
+        given = alone if config.alone else None, origin, latent_key if config.sampled else None
+        out = model.apply({"params": params}, image, rate, *given)
         decoded = out["decoded"]
         bits = bits_of(out, noise_key).sum((1, 2, 3))
         # Of images made from their tokens alone no y is sent.
@@ -125,8 +125,27 @@ def make(config) -> Stage:
     def export(state, frozen):
         return whole(state.averaged, frozen)[0]
 
-    update = gradient_update(loss, optimizer, config.ema, config.accumulate)
-    return Stage(init, dict(model=update), panel, export, settings, measure=measured(loss))
+    def check() -> list[str]:
+        _, frozen = partition(param_shapes(model), config.trainable)
+        begun = {part: config.init[part] for part in _PARTS}
+        begun["generator"] = begun["generator"] or config.init.unet
+        for part, source in begun.items():
+            if not source and jax.tree.leaves(frozen[part]):
+                name = "unet" if part == "generator" else part
+                raise OneDCError(
+                    f"config.init.{name}: not all of {part} trains, and the rest would stay random; "
+                    "name a folder"
+                )
+        wanted = config.distillation.weight and not semantics
+        return ["no config.distillation.tokenizer: without semantic distillation"] * bool(wanted)
+
+    updates = dict(model=gradient_update(loss, optimizer, config.ema, config.accumulate))
+    return Stage(
+        *(init, updates, panel, export, settings),
+        measure=measured(loss),
+        block=BLOCK,
+        check=check,
+    )
 
 
 def initial_params(

@@ -15,7 +15,7 @@ from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.heads import RealismHead
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
-from onedc_jax.models.onedc import OneDC, build, param_shapes
+from onedc_jax.models.onedc import BLOCK, OneDC, build, param_shapes
 from onedc_jax.training import dmd, losses
 from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.scores import Scores
@@ -82,9 +82,10 @@ def make(config) -> Stage:
             lpips=load_perceptual(config.lpips.net, config.init.lpips),
         )
 
-    def generate(generator, frozen, image, rate, origin=None) -> dict:
+    def generate(generator, frozen, image, rate, origin=None, key=None) -> dict:
         """The training pass; what is not used of it is not computed, once compiled."""
-        return model.apply({"params": _whole(generator, frozen)}, image, rate, origin=origin)
+        params, key = {"params": _whole(generator, frozen)}, key if config.sampled else None
+        return model.apply(params, image, rate, origin=origin, key=key)
 
     def draws(key, shape) -> list[dmd.Draw]:
         """The five of a step: for distribution matching and the generator's classifier; for the
@@ -95,9 +96,9 @@ def make(config) -> Stage:
 
     def generator_loss(generator, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
-        draw_key, shift_key, rate_key, origin_key = jax.random.split(key, 4)
+        draw_key, shift_key, rate_key, origin_key, latent_key = jax.random.split(key, 5)
         rate, origin = losses.spread(rate_key, len(image)), losses.origins(origin_key, len(image))
-        out = generate(generator, frozen, image, rate, origin)
+        out = generate(generator, frozen, image, rate, origin, latent_key)
         terms = guidance.generator_terms(
             out["x0"],
             frozen["scores"]["real"],
@@ -112,9 +113,10 @@ def make(config) -> Stage:
 
     def guidance_loss(players, frozen, batch, key, step):
         image = losses.from_uint8(batch["image"])
-        draw_key, rate_key, origin_key = jax.random.split(key, 3)
+        draw_key, rate_key, origin_key, latent_key = jax.random.split(key, 4)
         rate, origin = losses.spread(rate_key, len(image)), losses.origins(origin_key, len(image))
-        out = generate(frozen["players"]["generator"], frozen, image, rate, origin)
+        generator = frozen["players"]["generator"]
+        out = generate(generator, frozen, image, rate, origin, latent_key)
         context, _ = scores.context(frozen["scores"], batch)
         terms = guidance.guidance_terms(
             out["x0"], out["latent"], players, context, draws(draw_key, out["x0"].shape)[2:]
@@ -145,13 +147,20 @@ def make(config) -> Stage:
     def export(state, frozen):
         return _whole(state.averaged["generator"], frozen) | frozen["integers"]
 
+    def check() -> list[str]:
+        for name in ("model", "teacher"):
+            if not config.init[name]:
+                raise OneDCError(f"config.init.{name}: would be random; name a folder")
+        wanted = scores.text is not None and not config.data.captions
+        return ["no config.data.captions: guided by no captions"] * wanted
+
     update = partial(gradient_update, optimizer=optimizer, accumulate=config.accumulate)
     updates = dict(
         generator=of_player("generator", update(generator_loss, ema=config.ema, advance=0)),
         guidance=of_player("guidance", update(guidance_loss)),
     )
     due = lambda step, name: name == "guidance" or step % config.generator_every == 0
-    return Stage(init, updates, panel, export, settings, due, measure)
+    return Stage(init, updates, panel, export, settings, due, measure, BLOCK, check)
 
 
 def of_player(name: str, update: Callable) -> Callable:

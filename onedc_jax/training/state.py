@@ -39,9 +39,12 @@ class Stage(NamedTuple):
     that a step runs advances `state.step`. `due(step, name)`, on the host, says whether a step runs
     an update. `panel(state, frozen, batch) -> {name: image [B, H, W, 3] in [-1, 1]}`, to look at;
     `export(state, frozen) -> params` and `model` (its configuration) make the model directory;
-    `measure(state, frozen, batch, key) -> metrics` of images that were not trained on.
+    `measure(state, frozen, batch, key) -> metrics` of images that were not trained on. Sides of
+    images are multiples of `block` pixels. `check()`, before a run, raises OneDCError where what
+    does not train has nothing to come from, and returns what the run goes without, in words.
 
     A metric is a scalar, but for "finite": whether each gradient of a trainable parameter is, [N].
+    Where one of an update is not finite, `Programs` leaves the state as it was.
     """
 
     init: Callable
@@ -51,6 +54,8 @@ class Stage(NamedTuple):
     model: dict
     due: Callable = lambda step, name: True
     measure: Callable = lambda state, frozen, batch, key: {}
+    block: int = 1
+    check: Callable = lambda: []
 
 
 def paths(tree: Tree) -> list[str]:
@@ -106,8 +111,6 @@ def gradient_update(
     is taken in `accumulate` parts, one after the other, whose gradients and metrics are averaged.
     The moving average has decay min(ema, (1 + step) / (10 + step)), so that it forgets the start.
     `advance` is 0 for an update that another one of the same step follows.
-
-    Where a gradient is not finite nothing changes but the step.
     """
 
     def whole(params, frozen, *args):
@@ -121,18 +124,14 @@ def gradient_update(
         squares = [jnp.square(g).sum() for g in jax.tree.leaves(grads)]
         # Behind a barrier: hundreds of sums fused into one kernel take XLA minutes to compile.
         squares = jnp.stack(jax.lax.optimization_barrier(squares))
-        finite = jnp.isfinite(squares)
-        metrics |= dict(grad_norm=jnp.sqrt(squares.sum()), finite=finite)
+        metrics |= dict(grad_norm=jnp.sqrt(squares.sum()), finite=jnp.isfinite(squares))
         changes, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)
         average = state.ema
         if average is not None:
             decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
             average = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), average, params)
-        good = finite.all()
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
-        new = keep((params, opt_state, average), (state.params, state.opt_state, state.ema))
-        return TrainState(state.step + advance, *new), metrics
+        return TrainState(state.step + advance, params, opt_state, average), metrics
 
     return update
 

@@ -121,7 +121,11 @@ def make(config) -> Stage:
 
     settings.pop("context" if text else "text")
     update = gradient_update(loss, optimizer, config.ema, config.accumulate)
-    return Stage(init, dict(model=update), panel, export, settings, measure=measured(loss))
+    return Stage(
+        *(init, dict(model=update), panel, export, settings),
+        measure=measured(loss),
+        block=vae.stride,
+    )
 
 
 def empty_caption(vocabulary: int, length: int) -> Array:

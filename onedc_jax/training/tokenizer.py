@@ -82,4 +82,8 @@ def make(config) -> Stage:
 
     update = gradient_update(loss, optimizer, config.ema, config.accumulate)
     model_config = {"tokenizer": settings}
-    return Stage(init, dict(model=update), panel, export, model_config, measure=measured(loss))
+    return Stage(
+        *(init, dict(model=update), panel, export, model_config),
+        measure=measured(loss),
+        block=model.stride,
+    )
