@@ -36,8 +36,8 @@ def export(codec: Codec, width: int, height: int, platforms: Sequence[str] = PLA
 
     The program takes (weights, y_hat float32 [1, H/16, W/16, C], tokens int32 [1, H/64, W/64]) and,
     of a model with a quality knob, its place float32 [1] in [0, 1]; H and W are rounded up to
-    multiples of 64. It returns uint8 [1, H, W, 3]. All is float32; the weights are the codec's, which
-    on a CPU are those of the model, elsewhere rounded to bfloat16 where the decoder takes them so.
+    multiples of 64. It returns uint8 [1, H, W, 3]. All is float32, but kernels of a decoder that
+    was loaded on another device than a CPU have been rounded to bfloat16.
     """
     rows, columns = (-(-side // TOKEN_PIXELS) for side in (height, width))
     # NumPy's files know no bfloat16.

@@ -40,7 +40,7 @@ class JsonLines:
     def write(self, **fields) -> None:
         """Writes one line, e.g. write(step=10, loss=loss). Fetches what is still on a device."""
         if self._file is not None:
-            line = json.dumps(_plain(fields), ensure_ascii=False, allow_nan=False)
+            line = json.dumps(plain(fields), ensure_ascii=False, allow_nan=False)
             self._file.write(line.encode() + b"\n")
             self._file.flush()
 
@@ -89,14 +89,15 @@ class TensorBoard:
             self._writer.close()
 
 
-def _plain(value):
+def plain(value):
+    """What JSON can say of a value: arrays as lists, infinities and what is no number as words."""
     if isinstance(value, dict):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         value = np.asarray(value)
         value = (value if value.dtype.kind in "biuOSU" else value.astype(np.float64)).tolist()
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     return value if value is None or isinstance(value, bool | int | str) else str(value)

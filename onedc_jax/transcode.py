@@ -44,7 +44,6 @@ class Direction:
     verb: str
     suffixes: tuple[str, ...]
     target_suffix: str
-    check_name: Callable[[Path], None]
     work: Callable[..., Done]  # (load, file, target, overwrite), as encode and decode below
 
 
@@ -129,5 +128,5 @@ def check_stream_name(target: Path) -> None:
         raise OneDCError(f"{target}: the output is no image; name it {target.stem}{STREAM_SUFFIX}")
 
 
-ENCODE = Direction("encoded", images.READ_SUFFIXES, STREAM_SUFFIX, check_stream_name, encode)
-DECODE = Direction("decoded", (STREAM_SUFFIX,), ".png", images.check_writable, decode)
+ENCODE = Direction("encoded", images.READ_SUFFIXES, STREAM_SUFFIX, encode)
+DECODE = Direction("decoded", (STREAM_SUFFIX,), ".png", decode)

@@ -4,7 +4,6 @@ from dataclasses import replace
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import MICRO_MODEL
@@ -13,7 +12,7 @@ from pictures import photo
 import onedc_jax
 from onedc_jax import quantization
 from onedc_jax.checkpoint import save_model
-from onedc_jax.coding import path, stream, tables
+from onedc_jax.coding import stream
 from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
 from onedc_jax.coding.loading import load
 from onedc_jax.coding.path import IntegerPath
@@ -56,15 +55,6 @@ def test_values_beyond_every_table_survive(codec):
     decoder.finish()
     assert np.abs(y_hat[0, 0, :2] - y[0, 0, :2]).max() <= 0.5
     assert np.isfinite(y_hat).all()
-
-
-def test_the_network_picks_levels_as_the_tables_define_them():
-    edges = tables.load().thresholds
-    scales = np.concatenate(
-        [edges, np.nextafter(edges, -np.inf), [-1.0, 0.0, np.nan, np.inf, 1e-30]]
-    ).astype(np.float32)
-    levels = jax.jit(path.scale_levels)(jnp.asarray(scales))
-    np.testing.assert_array_equal(levels, tables.scale_index(scales))
 
 
 def test_a_stream_of_another_model_is_refused(codec):

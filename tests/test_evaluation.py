@@ -150,7 +150,7 @@ def test_a_file_name_is_safe_and_one_text_s_own():
     assert results.slug("tiny") == "tiny"
     for text in ("a/b", "../x", "<b>", ".hidden", "a b", "é"):
         assert "/" not in results.slug(text) and not results.slug(text).startswith(".")
-    assert results.slug("a/b") != results.slug("a_b") != results.slug("a b")
+    assert len({results.slug(text) for text in ("a/b", "a_b", "a b")}) == 3
 
 
 @pytest.mark.parametrize("name", baselines.BASELINES)

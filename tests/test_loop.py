@@ -164,7 +164,7 @@ def test_a_run_that_cannot_be_is_refused_before_it_begins(tmp_path, changes, wor
 
 def test_a_workdir_whose_configuration_is_damaged_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"stage": "to')
-    with pytest.raises(OneDCError, match="config.json: not the configuration of a run"):
+    with pytest.raises(OneDCError, match=r"config\.json: not the configuration of a run"):
         train(toy.recipe(), tmp_path)
 
 

@@ -195,7 +195,7 @@ def test_folders_that_do_not_fit_are_refused(tiny_model, teacher, tmp_path):
 
 
 def test_a_run_needs_both_models_and_says_where_it_goes_unguided(tiny_model, teacher, tmp_path):
-    with pytest.raises(OneDCError, match="config.init.teacher: would be random"):
+    with pytest.raises(OneDCError, match=r"config\.init\.teacher: would be random"):
         stage2.make(recipe(tiny_model, "", **{"data.crop": 512})).check()
     assert stage2.make(recipe(tiny_model, teacher)).check() == []
     save_model(tmp_path / "heard", {"unet": UNET, "text": TEXT}, {"unet": unet_params()})

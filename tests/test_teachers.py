@@ -12,6 +12,7 @@ from recipes import recipe_file
 
 from onedc_jax.checkpoint import load_model, save_model
 from onedc_jax.errors import OneDCError
+from onedc_jax.models.clip import empty_caption
 from onedc_jax.models.diffusion import alphas_cumprod
 from onedc_jax.models.vqgan import VQGAN
 from onedc_jax.training import losses, teacher, tokenizer
@@ -151,7 +152,7 @@ def test_sampling_with_a_perfect_score_finds_the_latent():
 
 
 def test_an_empty_caption_is_a_beginning_and_ends():
-    np.testing.assert_array_equal(teacher.empty_caption(49408, 4), [49406, *[49407] * 3])
+    np.testing.assert_array_equal(empty_caption(49408, 4), [49406, *[49407] * 3])
 
 
 @pytest.mark.parametrize(

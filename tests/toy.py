@@ -55,6 +55,7 @@ def make(config) -> Stage:
     if config.rare:
         updates = dict(rare=_without_step(gradient_update(rare, optimizer, 0.0, 1))) | updates
         due = lambda step, name: name == "model" or step % config.rare == 0
+
     def check():
         if config.lacks:
             raise OneDCError("nothing to begin with")

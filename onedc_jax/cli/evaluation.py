@@ -132,8 +132,8 @@ def _eval(arguments: argparse.Namespace) -> int:
     )
     if done.points:
         print("\n".join(_table(done.points)))
-    codecs = len({point["codec"] for point in done.points})
-    print(f"{arguments.out / 'index.html'}: {codecs} codecs, {len(done.failed)} failures")
+    compared = len({point["codec"] for point in done.points})
+    print(f"{arguments.out / 'index.html'}: {compared} codecs, {len(done.failed)} failures")
     if not done.points:
         return USER_ERROR
     return SOME_FAILED if done.failed else 0
@@ -144,7 +144,7 @@ def _table(points: list[dict]) -> list[str]:
     from onedc_jax.evaluation.rate import METRICS
     from onedc_jax.evaluation.results import label
 
-    names = [name for name in ("bpp", *METRICS, "encode_s", "decode_s")]
+    names = "bpp", *METRICS, "encode_s", "decode_s"
     names = [name for name in names if any(name in point for point in points)]
     lines = [f"{'codec':20}{'quality':>9}" + "".join(f"{name:>12}" for name in names)]
     for point in points:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onedc_jax import folders
-from onedc_jax.cli.common import SOME_FAILED, command, quiet
+from onedc_jax.cli.common import SOME_FAILED, command, count, quiet
 from onedc_jax.errors import OneDCError
 
 _SIDE = 512  # of the crops that are looked at: one size, one program
@@ -37,7 +37,11 @@ def add(commands) -> None:
         "--out", type=Path, metavar="DIR", help="the model folder to make (default: add to MODEL)"
     )
     child.add_argument(
-        "--limit", type=int, default=32, metavar="N", help="at most so many (default: %(default)s)"
+        "--limit",
+        type=count,
+        default=32,
+        metavar="N",
+        help="at most so many (default: %(default)s)",
     )
     child.add_argument("--overwrite", action="store_true", help="replace what exists already")
 
@@ -102,15 +106,13 @@ def _pick(folder: Path, limit: int) -> list[Path]:
     """At most `limit` images, evenly from all in the folder and below."""
     from onedc_jax.images import READ_SUFFIXES
 
-    if limit < 1:
-        raise OneDCError(f"--limit {limit}: at least one image is needed")
     if not folder.is_dir():
         raise OneDCError(f"{folder}: no such folder")
     files = folders.find(folder, READ_SUFFIXES)
     if not files:
         raise OneDCError(f"{folder}: no image in it")
-    count = min(limit, len(files))
-    return [files[i * len(files) // count] for i in range(count)]
+    wanted = min(limit, len(files))
+    return [files[i * len(files) // wanted] for i in range(wanted)]
 
 
 def _crop(image):

@@ -40,7 +40,7 @@ def _zigzag(values: np.ndarray) -> np.ndarray:
     return (values << 1) ^ (values >> 31)  # int32: 0, -1, +1, -2, +2, ... -> 0, 1, 2, 3, 4, ...
 
 
-def _coding_order(
+def _by_level(
     indices: np.ndarray,
 ) -> tuple[np.ndarray, list[tuple[int, int, int]], np.ndarray]:
     """Sorts by level, each level in the given order.
@@ -82,7 +82,7 @@ def encode_steps(
     unread = []  # words that a decoder has left after each step, from the last
     for symbols, indices in reversed(steps):
         unread.append(_unread(coder))
-        order, runs, escapes = _coding_order(indices)
+        order, runs, escapes = _by_level(indices)
         if symbols.shape != indices.shape or symbols.dtype != np.int32:
             raise ValueError(
                 f"symbols must be int32 {list(indices.shape)}, not {symbols.dtype} "
@@ -145,7 +145,7 @@ class SymbolDecoder:
         """
         if not self._unread:
             return np.zeros(indices.shape, np.int32)
-        order, runs, escapes = _coding_order(indices)
+        order, runs, escapes = _by_level(indices)
         codes = np.empty(indices.shape, np.int32)
         for level, start, stop in runs:
             codes[start:stop] = self._coder.decode(_model(level), stop - start)

@@ -60,7 +60,7 @@ class Path:
 
         def symbols(k: int, levels: np.ndarray, mean: np.ndarray) -> np.ndarray:
             values = self._rounded(_cells(y)[step_mask(k, *y.shape[:2])] - mean)
-            coded.append((_coding_order(values), levels))
+            coded.append((_channel_major(values), levels))
             return values
 
         return coded, self._run(z_indices, rate, symbols)
@@ -89,7 +89,7 @@ class Path:
             means, levels, *begun = self._maps(k, z_indices, y_hat, context, rate)
             context = begun[0] if begun else context
             mean, level = (x.reshape(-1, x.shape[-1]) for x in (means, levels))
-            values = self._fixed(symbols(k, _coding_order(level), mean))
+            values = self._fixed(symbols(k, _channel_major(level), mean))
             _cells(y_hat)[step_mask(k, height, width)] = mean + values
         return self._free(y_hat)
 
@@ -145,7 +145,7 @@ def _cells(y: np.ndarray) -> np.ndarray:
     return y.reshape(*y.shape[:2], 4, -1)
 
 
-def _coding_order(x: np.ndarray) -> np.ndarray:
+def _channel_major(x: np.ndarray) -> np.ndarray:
     """[N, C/4] -> [N · C/4]: channel by channel."""
     return np.ascontiguousarray(x.T).reshape(-1)
 
@@ -286,7 +286,8 @@ class FloatPath(Path):
     def _step(self, k, z_indices, y_hat, context, sizes, rate):
         cpu = jax.devices("cpu")[0]
         inputs = jax.device_put((z_indices, y_hat, context, sizes, knob_place(rate)), cpu)
-        return self._program(k, self.params, *inputs)
+        mean, scale, context = self._program(k, self.params, *inputs)
+        return mean, tables.scale_index(np.asarray(scale)), context
 
     @cached_property
     def _program(self):
@@ -296,16 +297,9 @@ class FloatPath(Path):
                 if k == 0:
                     context = apply(z_indices, rate, method=OneDC.prior_parameters)
                 mean, scale = apply(k, y_hat, context, method=OneDC.prior_step)
-            return jnp.nan_to_num(mean), scale_levels(scale), context
+            return jnp.nan_to_num(mean), scale, context
 
         return jax.jit(step, static_argnums=0)
-
-
-def scale_levels(scales: Array) -> Array:
-    """The frequency table of each scale, float32 [...] -> uint8, as `tables.scale_index`."""
-    inner = tables.load().thresholds[1:]  # without the first, a count is an index already
-    scales = jnp.where(jnp.isnan(scales), 0.0, scales)
-    return jnp.searchsorted(inner, scales, side="right").astype(jnp.uint8)
 
 
 def knob_place(rate: int | None) -> np.ndarray | None:

@@ -138,7 +138,7 @@ class Refinement:
 def costs(symbols: np.ndarray, levels: np.ndarray) -> tuple[float, np.ndarray]:
     """What symbols of tables of these levels cost, in bits, and what one more would of each.
 
-    Both int32 [..] -> the sum, and float32 [..], the mean of a step up and a step down.
+    int32 and uint8 [..] -> the sum, and float32 [..], the mean of a step up and a step down.
     """
     table = _bits()
     at = np.abs(symbols)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from onedc_jax.evaluation.rate import METRICS, nearest
 from onedc_jax.evaluation.results import label
+from onedc_jax.log import plain
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SORTERS = ("lpips_vgg", "dists", "lpips_alex", "ms_ssim", "psnr")  # the first that there is
@@ -15,7 +16,7 @@ _ALWAYS = ("codec", "quality", "bytes", "bpp", "encode_s", "decode_s", "images")
 
 def render(data: dict) -> bytes:
     """The page, as UTF-8, of what `page_data` gives."""
-    text = json.dumps(_plain(data), ensure_ascii=True, allow_nan=False)
+    text = json.dumps(plain(data), ensure_ascii=True, allow_nan=False)
     # Within a script only "<" could end it; as an escape it means the same to JSON.
     return _TEMPLATE.read_text().replace("@DATA@", text.replace("<", "\\u003c")).encode()
 
@@ -113,12 +114,3 @@ def _row(row: dict, names: Sequence[str]) -> dict:
 
 def _named(row: dict) -> dict:
     return row | {"quality": label(row["quality"])}
-
-
-def _plain(value):
-    """What JSON can say: infinities and what is no number become words."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

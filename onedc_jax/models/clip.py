@@ -99,3 +99,8 @@ class TextEncoder(nn.Module):
         x = norm(x.astype(jnp.float32))
         end = jnp.argmax(ids, axis=1)
         return x, jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+
+
+def empty_caption(vocabulary: int, length: int) -> Array:
+    """The ids of no words, int32 [length]: a beginning, then ends; the vocabulary's last two."""
+    return jnp.full(length, vocabulary - 1, jnp.int32).at[0].set(vocabulary - 2)

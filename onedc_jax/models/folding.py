@@ -13,7 +13,7 @@ import numpy as np
 
 from onedc_jax.models.generator import merge_lora
 from onedc_jax.models.onedc import OneDC
-from onedc_jax.models.unet import ANALYSIS_TIMESTEP
+from onedc_jax.models.unet import ANALYSIS_TIMESTEP, UNet
 
 Params = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ def fold(model: OneDC, params: Params) -> dict[str, Any]:
     generator, codec = dict(params["generator"]), dict(params["codec"])
     adapted = generator["unet"]
     if unet.get("rank"):
-        adapted = merge_lora(adapted, unet.get("alpha", 8.0))
+        adapted = merge_lora(adapted, unet.get("alpha", UNet.alpha))
     generator["unet"] = _at(adapted, model.generator.timestep)
     analysis = codec["analysis"]
     codec["analysis"] = analysis | {"unet": _at(analysis["unet"], ANALYSIS_TIMESTEP)}

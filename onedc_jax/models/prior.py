@@ -78,8 +78,8 @@ class Prior(nn.Module):
 
         Of images for which `alone`, boolean [B], is true no symbols are sent, as in `mean_only`.
 
-        Returns full-size float32 arrays: `residual` (y − mean), `symbols` (its rounding), `scales`,
-        `y_hat`, and `parameters`.
+        Returns full-size arrays: `residual` (y − mean), `symbols` (its rounding), `scales` and
+        `y_hat`, float32, and `parameters` in `dtype`.
         """
         parameters = self.parameters(features)
         y_hat = residual = symbols = scales = jnp.zeros_like(y, jnp.float32)

@@ -172,13 +172,13 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """Residual block, attention (`attend`; None: there is none), residual block."""
 
     resnet: Callable
     attend: Callable | None
 
     @nn.compact
-    def __call__(self, x: Array, time: Array, *context: Array) -> Array:
+    def __call__(self, x: Array, time: Array | None = None, *context: Array) -> Array:
         x = self.resnet(x.shape[-1], name="resnets_0")(x, time)
         if self.attend:
             x = self.attend(name="attentions_0")(x, *context)

@@ -26,7 +26,7 @@ from onedc_jax.models.layers import (
     upsample_nearest,
 )
 from onedc_jax.models.transform import BlockInverse, BlockTransform
-from onedc_jax.models.unet import Resnet
+from onedc_jax.models.unet import MidBlock, Resnet
 
 Array = jax.Array
 
@@ -77,20 +77,6 @@ class WindowAttention(nn.Module):
         y = Dense(c, dtype=self.dtype, name="to_out_0")(y)
         y = y.reshape(b, rows, cols, size_h, size_w, c).transpose(0, 1, 3, 2, 4, 5)
         return x + y.reshape(b, rows * size_h, cols * size_w, c)[:, :h, :w]
-
-
-class MidBlock(nn.Module):
-    """Resnet, attention in windows (`attend`; None: there is none), resnet."""
-
-    resnet: Callable
-    attend: Callable | None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        x = self.resnet(x.shape[-1], name="resnets_0")(x)
-        if self.attend:
-            x = self.attend(name="attentions_0")(x)
-        return self.resnet(x.shape[-1], name="resnets_1")(x)
 
 
 class Level(nn.Module):

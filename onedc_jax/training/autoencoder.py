@@ -31,10 +31,10 @@ def make(config) -> Stage:
         key = jax.random.key(0)
         params = {"vae": jax.eval_shape(model.init, key, image, key)["params"]}
         params = random_params(params, config.seed)
-        if settings.get("transform"):
+        if model.transform:
             transform.begin_autoencoder(params["vae"])
         # The posterior begins narrow: noise as large as the latents would drown the image for long.
-        params["vae"]["quant_conv"]["bias"][settings.get("latent_channels", 4) :] = -6.0
+        params["vae"]["quant_conv"]["bias"][model.latent_channels :] = -6.0
         trainable, frozen = partition(params, config.trainable)
         return init_state(trainable, optimizer, config.ema), dict(
             model=frozen, lpips=load_lpips(config.lpips.net)

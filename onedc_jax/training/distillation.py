@@ -14,7 +14,7 @@ from onedc_jax.models.heads import SemanticHead
 from onedc_jax.models.init import random_params
 from onedc_jax.models.vqgan import VQGAN, Tokens
 from onedc_jax.training import losses
-from onedc_jax.training.sources import load_part
+from onedc_jax.training.sources import cast, load_part
 
 Array = jax.Array
 
@@ -77,7 +77,7 @@ def load(config) -> Distillation | None:
                 f"must be multiples of {_STRIDE * head.window}"
             )
     params = {
-        name: part if name == "quantize" else _cast(part, config.dtype)
+        name: part if name == "quantize" else cast(part, config.dtype)
         for name, part in params.items()
     }
     return Distillation(head, tokenizer, params)
@@ -87,10 +87,6 @@ def _sizes(data) -> list[int]:
     """The sides of the images that training sees."""
     views = [view.get("resize") or view["crop"] for view in data.views]
     return views or [data.crop]
-
-
-def _cast(tree: Any, dtype: str) -> Any:
-    return jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), tree)
 
 
 def teacher_input(image: Array) -> Array:

@@ -36,7 +36,7 @@ STAGES = {
 
 
 def make_stage(config) -> Stage:
-    """The stage that a configuration is of; raises OneDCError where there is none, or as it does."""
+    """The stage of a configuration; raises OneDCError where there is none, or as it does."""
     if config.stage not in STAGES:
         raise OneDCError(f"stage={config.stage!r}: expected one of {', '.join(STAGES)}")
     return STAGES[config.stage](config)
@@ -245,7 +245,7 @@ def _source(data, root: str):
 
 
 def _check_batches(config, mesh, block: int) -> None:
-    """Raises OneDCError where images do not divide into blocks, or a batch among devices or parts."""
+    """Raises OneDCError where images do not divide into blocks, or a batch into its parts."""
     views = make_views(**shown(config))
     for size in (config.data.crop, *(view.size for view in views)):
         if size % block:

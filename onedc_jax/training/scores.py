@@ -7,12 +7,12 @@ import jax.numpy as jnp
 
 from onedc_jax.checkpoint import check_tree, load_model, read_config, resolve
 from onedc_jax.errors import ModelError
-from onedc_jax.models.clip import TextEncoder
+from onedc_jax.models.clip import TextEncoder, empty_caption
 from onedc_jax.models.init import random_params
 from onedc_jax.models.onedc import hashable
 from onedc_jax.models.score import context_width
 from onedc_jax.models.unet import UNet
-from onedc_jax.training.teacher import empty_caption
+from onedc_jax.training.sources import cast
 
 Array = jax.Array
 
@@ -55,7 +55,7 @@ class Scores:
             check_tree(real, self._unet_shapes(context_width(real)))
         except (ModelError, KeyError) as error:
             raise ModelError(f"{self._teacher}: {error}") from error
-        real, frozen = _cast(real, "float32"), dict(real=_cast(real, frozen_dtype))
+        real, frozen = cast(real, "float32"), dict(real=cast(real, frozen_dtype))
         if self.text is None:
             return real, frozen | dict(empty=jnp.zeros((1, 1, context_width(real))))
         ids = empty_caption(self.text.vocabulary, self.text.length)[None]
@@ -66,7 +66,7 @@ class Scores:
                 f"encoder makes {self.text.width}"
             )
         empty, _ = jax.jit(self.text.apply)({"params": text}, ids)
-        return real, frozen | dict(text=_cast(text, frozen_dtype), empty=empty)
+        return real, frozen | dict(text=cast(text, frozen_dtype), empty=empty)
 
     def context(self, frozen: dict, batch: dict) -> tuple[Array, Array | None]:
         """What the U-Nets look at, [B, N, D], and the context of no caption, [1, N, D].
@@ -108,7 +108,3 @@ class Scores:
         except ModelError as error:
             raise ModelError(f"{path}: {error}") from error
         return params
-
-
-def _cast(params: Any, dtype: str) -> Any:
-    return jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)

@@ -25,6 +25,11 @@ def load_part(path: str, part: str) -> tuple[dict, dict]:
     return hashable(config.get(part, {})), params[part]
 
 
+def cast(params: Any, dtype: str) -> Any:
+    """All arrays of a tree in this type."""
+    return jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
+
+
 def replaced(params: dict, part: str, path: str, *, reshaped: bool = False) -> dict:
     """The parameters of `part` in a model folder, in place of `params`; without a path `params`.
 

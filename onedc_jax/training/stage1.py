@@ -133,8 +133,8 @@ def make(config) -> Stage:
             if not source and jax.tree.leaves(frozen[part]):
                 name = "unet" if part == "generator" else part
                 raise OneDCError(
-                    f"config.init.{name}: not all of {part} trains, and the rest would stay random; "
-                    "name a folder"
+                    f"config.init.{name}: not all of {part} trains, and the rest would stay "
+                    "random; name a folder"
                 )
         wanted = config.distillation.weight and not semantics
         return ["no config.distillation.tokenizer: without semantic distillation"] * bool(wanted)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onedc_jax.errors import OneDCError
-from onedc_jax.models.clip import TextEncoder
+from onedc_jax.models.clip import TextEncoder, empty_caption
 from onedc_jax.models.diffusion import add_noise, alphas_cumprod, x0_from_eps
 from onedc_jax.models.init import random_params
 from onedc_jax.models.unet import UNet
@@ -126,11 +126,6 @@ def make(config) -> Stage:
         measure=measured(loss),
         block=vae.stride,
     )
-
-
-def empty_caption(vocabulary: int, length: int) -> Array:
-    """The ids of no words, int32 [length]: a beginning, then ends; the vocabulary's last two."""
-    return jnp.full(length, vocabulary - 1, jnp.int32).at[0].set(vocabulary - 2)
 
 
 def sample(denoise, noise: Array, steps: int) -> Array:
