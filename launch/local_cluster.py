@@ -43,24 +43,30 @@ def main() -> int:
             logs.append(log)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda n, _: [p.send_signal(n) for p in running])
-        codes = _wait(running)
+        first, codes = _wait(running)
         for process, (code, log) in enumerate(zip(codes, logs, strict=True)):
             if log:
                 log.seek(0)
                 text = log.read().decode(errors="replace")
                 if code:
                     print(f"process {process} ended with {code}:\n{text}", file=sys.stderr)
-    return max(abs(code) for code in codes)
+    return abs(first)
 
 
-def _wait(running: list[subprocess.Popen]) -> list[int]:
-    """Exit codes, once all have ended; where one fails, the others would wait for it forever."""
-    while any(process.poll() is None for process in running):
-        if any(process.returncode for process in running):
+def _wait(running: list[subprocess.Popen]) -> tuple[int, list[int]]:
+    """The first exit code that is not 0, or 0, and all, once all have ended.
+
+    Where one fails, the others would wait for it forever, and are killed.
+    """
+    first = 0
+    while any([process.poll() is None for process in running]):  # of all, at each turn
+        first = first or next((p.returncode for p in running if p.returncode), 0)
+        if first:
             for process in running:
                 process.kill()
         time.sleep(0.05)
-    return [process.returncode for process in running]
+    codes = [process.returncode for process in running]
+    return first or next(filter(None, codes), 0), codes
 
 
 def _free_port() -> int:

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 from onedc_jax.compilation import enable_compilation_cache
 from onedc_jax.distributed import initialize
 from onedc_jax.errors import OneDCError
+from onedc_jax.folders import explain
 from onedc_jax.training.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/stage1.py:tiny.")
@@ -35,18 +36,23 @@ def main(argv: list[str]) -> None:
     try:
         initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         train(_CONFIG.value, _WORKDIR.value)
-    except OneDCError as error:
-        sys.exit(_fail(error))
+    except (OneDCError, OSError) as error:
+        sys.exit(_fail(explain(error)))
+    except KeyboardInterrupt:
+        print("train: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
     except AttributeError as error:  # the recipe is locked
         sys.exit(_fail(f"the recipe has no key {error}"))
+    except (flags.Error, OSError, ValueError) as error:  # a recipe's own words come last
+        sys.exit(_fail(str(error).strip().splitlines()[-1]))
 
 
-def _fail(error: Exception | str) -> int:
+def _fail(error: str) -> int:
     print(f"train: {error}", file=sys.stderr)
     return 2
 

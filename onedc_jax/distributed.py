@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Mapping
 
 from onedc_jax.errors import OneDCError
@@ -22,6 +23,8 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1) -> 
                 f"--process={process} of --processes={processes}: with --coordinator give both, "
                 "and number the processes from 0"
             )
+        if not coordinator.rpartition(":")[2].isdecimal():
+            raise OneDCError(f"--coordinator={coordinator}: HOST:PORT is wanted")
         jax.distributed.initialize(coordinator, processes, process)
     elif processes or process >= 0:
         raise OneDCError("--processes and --process need --coordinator=HOST:PORT")
@@ -39,14 +42,17 @@ def is_cluster(environment: Mapping[str, str]) -> bool:
 
 
 class Preemption:
-    """Notices SIGTERM, the notice that this machine will be taken away.
+    """Notices SIGTERM, the notice that this machine will be taken away, and Ctrl-C.
 
     with Preemption() as preemption:
         ...
         if preemption.reached(step): save and leave
 
-    All processes of a job see it at the same step.
+    All processes of a job see it at the same step. Of several, Ctrl-C ends one; a single one it
+    ends when it is given again.
     """
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __enter__(self) -> "Preemption":
         import jax
@@ -54,15 +60,19 @@ class Preemption:
         self._alone = jax.process_count() == 1
         self._noticed = False
         if self._alone:  # with several, jax's own service has the signal and agrees on a step
-            self._before = signal.signal(signal.SIGTERM, self._notice)
+            self._before = {n: signal.signal(n, self._notice) for n in self._SIGNALS}
         return self
 
     def __exit__(self, *_) -> None:
         if self._alone:
-            signal.signal(signal.SIGTERM, self._before)
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
-    def _notice(self, *_) -> None:
+    def _notice(self, number: int, _) -> None:
         self._noticed = True
+        if number == signal.SIGINT:
+            signal.signal(number, self._before[number])
+            print("\nstops after this step; Ctrl-C again stops at once", file=sys.stderr)
 
     def reached(self, step: int) -> bool:
         if self._alone:

@@ -30,7 +30,7 @@ class JsonLines:
             path.parent.mkdir(parents=True, exist_ok=True)
             before = path.read_bytes() if path.exists() else b""
             whole = before[: before.rfind(b"\n") + 1].splitlines(keepends=True)
-            kept = b"".join(line for line in whole if keep(json.loads(line)))
+            kept = b"".join(line for line in whole if _readable(line) and keep(json.loads(line)))
             if kept != before:
                 scratch = path.with_name(path.name + ".new")
                 scratch.write_bytes(kept)
@@ -53,6 +53,14 @@ class JsonLines:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def _readable(line: bytes) -> bool:
+    """Whether it is an object in JSON; a machine that lost its power may have left other bytes."""
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
 
 
 class TensorBoard:

@@ -31,12 +31,17 @@ def batch_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """Where the parts of an array of a batch go: images [B, H, W, C], captions [B, N].
 
     The first axis is cut over all devices. A batch of fewer images than devices (large crops) is
-    cut over `data`, and each image into bands of rows over `fsdp`. Raises OneDCError where neither
-    divides.
+    cut over `data`, and each image into bands of rows over `fsdp`, by devices of one process, which
+    has whole images. Raises OneDCError where neither divides.
     """
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     if shape[0] % (data * fsdp) == 0:
         return NamedSharding(mesh, P(AXES))
+    if (own := mesh.local_mesh.shape["fsdp"]) < fsdp:
+        raise OneDCError(
+            f"a batch of {shape[0]} images is cut into bands over fsdp={fsdp} devices, of which a "
+            f"process has {own}; choose a smaller config.mesh.fsdp or a larger config.batch_size"
+        )
     if shape[0] % data == 0 and len(shape) == 4 and shape[1] % (fsdp * _BAND) == 0:
         return NamedSharding(mesh, P("data", "fsdp"))
     if shape[0] % data == 0 and len(shape) < 4:

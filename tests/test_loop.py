@@ -1,6 +1,7 @@
 """The loop, with a stage that compiles in no time: resuming, stopping, meshes, processes."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -86,7 +87,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
     assert_same(workdir, whole)
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(whole, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop_it_saves_and_the_same_command_goes_on(whole, tmp_path, number):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
         command(workdir, steps=1_000_000, checkpoint_every=1_000_000), env=environment(1)
@@ -95,7 +97,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(whole, tmp_path):
     metrics = workdir / "metrics.jsonl"
     while time.time() < deadline and not (metrics.exists() and metrics.read_bytes().count(b"\n")):
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(timeout=60) == 0
     saved = [int(p.name) for p in (workdir / "checkpoints").iterdir()]
     assert saved == [max(losses(workdir))]
@@ -118,7 +120,8 @@ def test_the_best_checkpoint_outlives_later_ones(tmp_path):
 def test_a_checkpoint_that_lacks_the_metric_is_the_worst(tmp_path):
     """A run may go on by another metric than it began with."""
     with open_checkpoints(tmp_path, every=1, keep=1, best="new") as checkpointer:
-        for step, metrics in enumerate([{"old": 0.0}, {"new": 1.0}, {"new": 2.0}, {"new": 3.0}]):
+        found = [{"old": 0.0}, {"new": 1.0}, {"new": math.nan}, {"new": 3.0}]
+        for step, metrics in enumerate(found):
             checkpointer.save(step, {"x": np.zeros(1)}, metrics=metrics)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["1", "3"]
 
@@ -153,6 +156,11 @@ def test_what_is_not_finite_stops_the_run_with_a_diagnosis(tmp_path):
         ({"data.validation": "no/such/folder"}, "no such folder"),
         ({"stage": "stage9"}, "expected one of"),
         ({"lacks": True}, "nothing to begin with"),
+        ({"keep_last": 0}, "config.keep_last=0: must be 1 or more"),
+        ({"clip": -1.0}, "config.clip=-1.0: must be above 0"),
+        ({"ema": 1.5}, "config.ema=1.5: must be from 0 to below 1"),
+        ({"data.workers": -1}, "config.data.workers=-1: must be 0 or more"),
+        ({"data.scale": (0.5, 0.1)}, "must be two numbers above 0, in order"),
         ({"block": 48}, "crops of 64 pixels: must be multiples of 48"),
     ],
 )
@@ -166,6 +174,23 @@ def test_a_workdir_whose_configuration_is_damaged_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"stage": "to')
     with pytest.raises(OneDCError, match=r"config\.json: not the configuration of a run"):
         train(toy.recipe(), tmp_path)
+
+
+def test_other_frozen_weights_do_not_take_the_place_of_a_run_s(tmp_path):
+    train(toy.recipe(steps=2), tmp_path)
+    with pytest.raises(OneDCError, match="its run had other frozen weights"):
+        train(toy.recipe(steps=4, target=2.0), tmp_path)
+
+
+def test_an_image_s_bands_belong_to_one_process(tmp_path):
+    """Two processes would give their parts of different images for one."""
+    workdir, options = tmp_path / "run", {"mesh.data": 1, "mesh.fsdp": 4, "batch_size": 2}
+    launcher = [sys.executable, str(ROOT / "launch" / "local_cluster.py"), "--processes=2"]
+    own = command(workdir, **options, **{"data.crop": 256})
+    run = [*launcher, "--devices=2", "--", *own]
+    found = subprocess.run(run, env=environment(1), capture_output=True, text=True)
+    assert found.returncode == 1 and "of which a process has 2" in found.stderr
+    assert not workdir.exists()
 
 
 def test_a_bucket_is_to_be_mounted():

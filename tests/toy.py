@@ -29,7 +29,7 @@ def make(config) -> Stage:
 
     def init():
         params = dict(a=dict(matrix=jnp.eye(256)), colour=jnp.zeros(3))
-        return init_state(params, optimizer, config.ema), dict(target=jnp.ones(3))
+        return init_state(params, optimizer, config.ema), dict(target=config.target * jnp.ones(3))
 
     def loss(params, frozen, batch, key, step):
         image = batch["image"].astype(jnp.float32) / 255  # [B, H, W, 3]
@@ -82,6 +82,7 @@ def recipe(**changes):
         bad_step=-1,
         block=1,
         lacks=False,
+        target=1.0,  # a frozen weight
         rare=0,  # every so many steps there is a second update
         ema=0.9,
         lr=0.05,

@@ -4,6 +4,7 @@ Neither the number of processes, workers or threads nor the step at which a run 
 what batch k holds, so a training step's number is all that a checkpoint has to keep of its data.
 """
 
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,8 +77,14 @@ def batches(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
     )
     if workers:
-        ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _deaf)
     return iter(ds)
+
+
+def _deaf(*_) -> None:
+    """Lets a worker live on where its whole group is asked to stop: its parent ends it, in time."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def check_divides(batch_size: int, view: View, processes: int) -> None:

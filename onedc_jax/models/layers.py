@@ -129,7 +129,7 @@ class Dense(nn.Module):
 
 
 class DepthwiseConv3x3(nn.Module):
-    """A 3×3 convolution of each channel by itself, as nine shifted multiply-adds.
+    """A 3×3 convolution of each channel of [B, H, W, C] by itself, as nine shifted multiply-adds.
 
     XLA:CPU runs a grouped convolution some thirty times slower than this, and on an accelerator
     the nine terms fuse into one kernel.
@@ -151,7 +151,7 @@ class DepthwiseConv3x3(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with float32 statistics.
+    """Group normalisation of [.., H, W, C], in its type, with float32 statistics.
 
     `local=False`: statistics of a group over all positions, as in the paper. `local=True`: over the
     group's channels at each position alone, so that the result at a pixel depends on nothing far
@@ -256,7 +256,7 @@ class TimeEmbedding(nn.Module):
 
 
 class AttnBlock(nn.Module):
-    """x + proj_out(attention(norm(x))), one head over all positions, 1×1 projections.
+    """x + proj_out(attention(norm(x))) of [B, h, w, C], one head over all positions, 1×1 kernels.
 
     Here and in all attention, `mask`, boolean [B, h, w, 1], says which positions there are.
     """
@@ -278,7 +278,7 @@ class AttnBlock(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """[norm, SiLU, 3×3 conv] twice plus the input; no biases.
+    """[norm, SiLU, 3×3 conv] twice plus the input, [B, H, W, C] -> [.., features]; no biases.
 
     When the widths differ, the shortcut is a 1×1 convolution of the block's *output*, added to that
     output: the reference's own way, kept so that its weights mean the same.
@@ -300,7 +300,10 @@ class ResnetBlock(nn.Module):
 
 
 class DepthConvBlock(nn.Module):
-    """A depthwise-separable block and a gated 1×1 feed-forward, both residual."""
+    """A depthwise-separable block and a gated 1×1 feed-forward, both residual.
+
+    [B, H, W, C] -> [B, H, W, features].
+    """
 
     features: int
     dtype: Any = jnp.float32

@@ -23,6 +23,7 @@ from onedc_jax.evaluation.checkpoints import Coded
 from onedc_jax.log import JsonLines, TensorBoard, save_panel
 from onedc_jax.sharding import batch_sharding, make_mesh, replicated
 from onedc_jax.training import autoencoder, saving, stage1, stage2, teacher, tokenizer
+from onedc_jax.training.numbers import check_numbers
 from onedc_jax.training.programs import Meter, Programs, place
 from onedc_jax.training.state import Stage
 
@@ -46,15 +47,18 @@ def train(config, workdir: str | Path) -> None:
     """Trains `config.stage` for `config.steps` steps in `workdir`, or continues there.
 
     Leaves config.json, metrics.jsonl, panels/, checkpoints/ and, at every checkpoint, model/: a
-    model directory with the averaged weights. On SIGTERM it saves and returns. Raises OneDCError
+    model directory with the averaged weights. On SIGTERM, and on the first
+    Ctrl-C of a single process, it saves and returns. Raises OneDCError
     before anything is compiled where the configuration, the data or the workdir do not fit; and,
     after saving a diagnosis, with the step and the tensors where a number is no longer finite.
     """
     if "://" in str(workdir):
         raise OneDCError(f"{workdir}: mount it, and name a folder that all processes see")
     workdir = Path(workdir).absolute()
+    check_numbers(config)
     mesh = make_mesh(**config.mesh)
     data, validation = (_source(config.data, root) for root in ("root", "validation"))
+    _check_alike(len(data), len(validation))
     coded = _coded(config)
     stage = make_stage(config)
     _check_batches(config, mesh, stage.block)
@@ -64,7 +68,7 @@ def train(config, workdir: str | Path) -> None:
         state, frozen = jax.device_get(stage.init())
     examine = _Examination(config, stage, mesh, validation, coded)
     examine.refuse_unmeasured(config.best, state, frozen)
-    saving.claim(workdir, config)
+    saving.claim(workdir, config, frozen)
     progress = tqdm(total=config.steps, unit="step", disable=jax.process_index() > 0)
     for line in lacks if jax.process_index() == 0 else ():
         progress.write(line)
@@ -89,7 +93,13 @@ def train(config, workdir: str | Path) -> None:
                 batch = place(mesh, next(stream))
                 state = run.step(step, state, frozen, batch)
                 done, stop = step + 1, preemption.reached(step)
-                last = stop or done == config.steps
+                last = done == config.steps
+                if stop and not last:
+                    run.check(state)
+                    checkpointer.save(done, state, force=True)  # first: there may be little time
+                    saving.export(workdir, stage, state, frozen)
+                    progress.write(f"asked to stop: step {done} is saved, the same command goes on")
+                    break
                 if last or done % config.checkpoint_every == 0:
                     run.check(state)
                     measured = examine.measure(state, frozen)
@@ -97,9 +107,6 @@ def train(config, workdir: str | Path) -> None:
                     measured |= examine.coded(model)
                     checkpointer.save_async(done, state, force=last, metrics=measured or None)
                     run.report(done, measured, examine.panel(state, frozen))
-                if stop:
-                    progress.write(f"asked to stop: step {done} is saved, the same command goes on")
-                    break
 
 
 class _Run:
@@ -242,6 +249,14 @@ def _coded(config) -> Coded | None:
 
 def _source(data, root: str):
     return open_source(data[root], keep=data.keep.to_dict(), cache_gib=data.cache_gib)
+
+
+def _check_alike(*lengths: int) -> None:
+    """Raises OneDCError where processes see other data: step k would not be the same for all."""
+    found = np.asarray(multihost_utils.process_allgather(np.array(lengths)))
+    if (found != np.array(lengths)[None]).any():
+        counts = ", ".join(map(str, found.reshape(-1, len(lengths))[:, 0]))
+        raise OneDCError(f"config.data: processes see other images, of root {counts}")
 
 
 def _check_batches(config, mesh, block: int) -> None:

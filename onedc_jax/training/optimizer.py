@@ -17,7 +17,7 @@ _NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 _TRANSFORMS, _TRANSFORM_RATE = {"block_transform", "block_inverse"}, 0.1
 
 
-def make_optimizer(config) -> optax.GradientTransformation:
+def make_optimizer(config, updates: int = 0) -> optax.GradientTransformation:
     """AdamW behind global-norm clipping; with `config.muon`, Muon for kernels at that rate.
 
     Muon (Jordan, 2024) makes each kernel's step orthogonal, so that what all inputs have in common,
@@ -25,22 +25,24 @@ def make_optimizer(config) -> optax.GradientTransformation:
     over a kernel's inputs, and networks without norms bear only small ones. The rest's AdamW has
     Nesterov's momentum then, as Muon does. Block transforms take a tenth of either's steps.
 
-    All rates warm up, then stay constant or decay as a cosine until `config.steps`. Raises
-    OneDCError for another schedule, and for a cosine no longer than its warm-up.
+    All rates warm up, then stay constant or decay as a cosine until `config.steps`, or the last of
+    so many `updates`. Raises OneDCError for another schedule, and for a cosine no longer than its
+    warm-up.
     """
+    updates = updates or config.steps
 
     def rate(peak: float):
         if config.schedule == "constant":
             # Without steps, a linear schedule stays where it begins.
             return optax.linear_schedule(0.0 if config.warmup else peak, peak, config.warmup)
         if config.schedule == "cosine":
-            if config.steps <= config.warmup:
+            if updates <= config.warmup:
                 raise OneDCError(
-                    f"steps={config.steps}: a cosine schedule needs more than its warm-up, "
+                    f"{updates} updates: a cosine schedule needs more than its warm-up, "
                     f"warmup={config.warmup}"
                 )
             return optax.warmup_cosine_decay_schedule(
-                0.0, peak, config.warmup, config.steps, peak * config.final_lr
+                0.0, peak, config.warmup, updates, peak * config.final_lr
             )
         raise OneDCError(f"schedule={config.schedule!r}: expected constant or cosine")
 

@@ -106,8 +106,8 @@ def place(mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     count = jax.process_count()
 
     def put(x: np.ndarray) -> jax.Array:
-        sharding = batch_sharding(mesh, (len(x) * count, *x.shape[1:]))
-        return jax.make_array_from_process_local_data(sharding, x)
+        shape = len(x) * count, *x.shape[1:]
+        return jax.make_array_from_process_local_data(batch_sharding(mesh, shape), x, shape)
 
     return {name: put(x) for name, x in batch.items()}
 

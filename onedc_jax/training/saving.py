@@ -1,5 +1,6 @@
 """What a run leaves in its workdir: its configuration, checkpoints, the model, a diagnosis."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -10,7 +11,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from onedc_jax.checkpoint import save_model
+from onedc_jax.checkpoint import refuse_existing, save_model
 from onedc_jax.errors import OneDCError
 from onedc_jax.images import atomic_write
 from onedc_jax.training.state import Stage, TrainState, paths
@@ -18,13 +19,22 @@ from onedc_jax.training.state import Stage, TrainState, paths
 # What may not change between two runs in one workdir. A longer, more talkative or faster run
 # continues a shorter one; another model or stage does not.
 _IDENTITY = ("stage", "model", "trainable", "seed", "batch_size")
+_MEASURES = ("lpips", "texture")  # frozen weights that may: only losses have them
 
 
-def claim(workdir: Path, config) -> None:
+def claim(workdir: Path, config, frozen) -> None:
     """Writes the configuration into a workdir, and clears away what a killed run left unfinished.
 
-    Raises OneDCError if the workdir holds the run of another configuration.
+    `frozen` are the weights that do not train, on the host: checkpoints do not hold them. Raises
+    OneDCError if the workdir holds the run of another configuration or beside other such weights.
     """
+    known, digest = workdir / "frozen.txt", _digest(frozen)
+    if known.exists() and known.read_text() != digest:
+        raise OneDCError(
+            f"{workdir}: its run had other frozen weights: what config.init names, or a tokenizer, "
+            "has changed; choose another --workdir"
+        )
+    refuse_existing(workdir / "model", overwrite=True)
     path, text = workdir / "config.json", config.to_json_best_effort(indent=2)
     if path.exists():
         now = json.loads(text)
@@ -41,8 +51,18 @@ def claim(workdir: Path, config) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         # Other processes may be reading what a run before has left.
         atomic_write(path, text.encode(), overwrite=True)
+        atomic_write(known, digest.encode(), overwrite=True)
         for unfinished in workdir.glob(".model.*"):  # of a run that was killed as it wrote one
             shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _digest(frozen: dict) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    tree = {name: part for name, part in frozen.items() if name not in _MEASURES}
+    for path, x in zip(paths(tree), jax.tree.leaves(tree), strict=True):
+        digest.update(f"{path} {x.dtype} {list(x.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(x).view(np.uint8))
+    return digest.hexdigest()
 
 
 def open_checkpoints(
@@ -58,8 +78,9 @@ def open_checkpoints(
     if best:
         name, sign = best.lstrip("-"), -1 if best.startswith("-") else 1
         # It keeps the last of the ascending order, so the best must have the highest value.
-        # One that was saved when this was not measured is the worst.
-        value = lambda metrics: -sign * metrics[name] if name in metrics else -math.inf
+        # One that was saved when this was not measured, or not finite, is the worst.
+        known = lambda metrics: math.isfinite(metrics.get(name, math.nan))
+        value = lambda metrics: -sign * metrics[name] if known(metrics) else -math.inf
         policy = preserve.AnyPreservationPolicy([policy, preserve.BestN(get_metric_fn=value, n=1)])
     return ocp.training.Checkpointer(
         workdir / "checkpoints",

@@ -5,7 +5,6 @@ at some steps, the guidance (fake score and classifier, see `dmd`) after it at e
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from onedc_jax.training.state import (
     Stage,
     TrainState,
     gradient_update,
+    init_state,
     merge,
     partition,
 )
@@ -55,7 +55,8 @@ def make(config) -> Stage:
     guidance = dmd.Guidance(
         scores.unet, RealismHead(**config.realism, dtype=dtype), config.guidance_scale
     )
-    optimizer = make_optimizer(config)
+    rare = -(-config.steps // config.generator_every)  # updates of the generator
+    optimizers = dict(generator=make_optimizer(config, rare), guidance=make_optimizer(config))
 
     def init() -> tuple[TrainState, dict]:
         params, integers = _model_params(model, path, config.seed)
@@ -63,17 +64,16 @@ def make(config) -> Stage:
         fake, score = scores.init(config.frozen_dtype)  # the fake score starts as the real one
         middle = jax.ShapeDtypeStruct((1, 8, 8, scores.unet.middle_width), jnp.float32)
         head = jax.eval_shape(guidance.head.init, jax.random.key(0), middle)["params"]
-        players = dict(
-            generator=trainable["generator"],
-            guidance=dict(fake=fake, realism=random_params(head, config.seed)),
+        guided = dict(fake=fake, realism=random_params(head, config.seed))
+        parts = dict(
+            generator=init_state(trainable["generator"], optimizers["generator"], config.ema),
+            guidance=init_state(guided, optimizers["guidance"]),
         )
-        players = jax.tree.map(lambda x: jnp.array(x, jnp.float32), players)
-        average = dict(generator=jax.tree.map(jnp.array, players["generator"]))
         state = TrainState(
             jnp.zeros((), jnp.int32),
-            players,
-            {name: optimizer.init(players[name]) for name in PLAYERS},
-            average if config.ema else None,
+            {name: part.params for name, part in parts.items()},
+            {name: part.opt_state for name, part in parts.items()},
+            dict(generator=parts["generator"].ema) if config.ema else None,
         )
         return state, dict(
             model=params | frozen,
@@ -154,10 +154,13 @@ def make(config) -> Stage:
         wanted = scores.text is not None and not config.data.captions
         return ["no config.data.captions: guided by no captions"] * wanted
 
-    update = partial(gradient_update, optimizer=optimizer, accumulate=config.accumulate)
+    def update(name: str, loss: Callable, **options) -> Callable:
+        options |= dict(accumulate=config.accumulate)
+        return of_player(name, gradient_update(loss, optimizers[name], **options))
+
     updates = dict(
-        generator=of_player("generator", update(generator_loss, ema=config.ema, advance=0)),
-        guidance=of_player("guidance", update(guidance_loss)),
+        generator=update("generator", generator_loss, ema=config.ema, advance=0),
+        guidance=update("guidance", guidance_loss),
     )
     due = lambda step, name: name == "guidance" or step % config.generator_every == 0
     return Stage(init, updates, panel, export, settings, due, measure, BLOCK, check)

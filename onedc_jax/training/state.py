@@ -68,9 +68,12 @@ def partition(params: Tree, trainable: str) -> tuple[Tree, Tree]:
     """Splits by whether a path matches the regular expression (from its beginning).
 
     Returns two trees of the same structure with None in each other's places. Raises OneDCError when
-    nothing matches.
+    nothing matches, and where it is no expression.
     """
-    matches = [bool(re.match(trainable, path)) for path in paths(params)]
+    try:
+        matches = [bool(re.match(trainable, path)) for path in paths(params)]
+    except re.error as error:
+        raise OneDCError(f"trainable={trainable!r}: no regular expression ({error})") from error
     if not any(matches):
         raise OneDCError(f"trainable={trainable!r} matches no parameter, e.g. {paths(params)[0]!r}")
     mask = jax.tree.unflatten(jax.tree.structure(params), matches)
