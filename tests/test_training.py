@@ -216,6 +216,19 @@ def test_muon_turns_kernels_by_as_much_in_all_directions_and_transforms_by_a_ten
     assert changes["other"] is None
 
 
+@pytest.mark.parametrize("updates, shares", [(0, (1.0, 0.93)), (10, (1.0, 0.1))])
+def test_a_cosine_ends_with_the_updates_that_there_are(updates, shares):
+    """Of a player who moves at every tenth step there are ten in a hundred."""
+    config = recipe("stage2", steps=100, warmup=0, final_lr=0.1, lr=1e-3, clip=1e9)
+    optimizer = make_optimizer(config, updates)
+    params = dict(w=jnp.zeros(3))
+    state, sizes = optimizer.init(params), []
+    for _ in range(11):
+        changes, state = optimizer.update(dict(w=jnp.ones(3)), state, params)
+        sizes.append(float(-changes["w"][0]) / config.lr)
+    np.testing.assert_allclose((sizes[0], sizes[-1]), shares, atol=0.06)
+
+
 def test_what_trains_is_float32_whatever_it_was_read_as():
     """A step of a thousandth of a weight, and a hundredth of that into its average, both arrive."""
     optimizer = optax.sgd(1e-3)

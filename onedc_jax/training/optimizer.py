@@ -29,20 +29,20 @@ def make_optimizer(config, updates: int = 0) -> optax.GradientTransformation:
     so many `updates`. Raises OneDCError for another schedule, and for a cosine no longer than its
     warm-up.
     """
-    updates = updates or config.steps
 
     def rate(peak: float):
         if config.schedule == "constant":
             # Without steps, a linear schedule stays where it begins.
             return optax.linear_schedule(0.0 if config.warmup else peak, peak, config.warmup)
         if config.schedule == "cosine":
-            if updates <= config.warmup:
+            last = updates or config.steps
+            if last <= config.warmup:
                 raise OneDCError(
-                    f"{updates} updates: a cosine schedule needs more than its warm-up, "
-                    f"warmup={config.warmup}"
+                    f"steps={config.steps}: of {last} updates, where a cosine schedule needs more "
+                    f"than its warm-up, warmup={config.warmup}"
                 )
             return optax.warmup_cosine_decay_schedule(
-                0.0, peak, config.warmup, updates, peak * config.final_lr
+                0.0, peak, config.warmup, last, peak * config.final_lr
             )
         raise OneDCError(f"schedule={config.schedule!r}: expected constant or cosine")
 
