@@ -29,7 +29,7 @@ def main(sizes: list[float], model: str) -> None:
             encoded = run_onedc("encode", big, small, *options)
             return side, [*encoded, *run_onedc("decode", small, back, *options)]
 
-        for megapixels in {min(x, 1.5) for x in sizes}:
+        for megapixels in {min(x, 4) for x in sizes}:
             run(megapixels)  # compiles what is not compiled yet: larger ones have the same programs
         for megapixels in tqdm(sizes):
             side, found = run(megapixels)
