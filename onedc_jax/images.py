@@ -197,11 +197,13 @@ def _pixels(image: Image.Image, notes: list[str]) -> np.ndarray:
         image = _eight_bit(image)
     if not image.has_transparency_data:
         return np.array(_srgb(image, notes))
-    alpha = image.convert("RGBA").getchannel("A")
+    with_alpha = image.convert("RGBA")
+    alpha = with_alpha.getchannel("A")
     # Without its alpha grey stays grey, as its colour profile wants it.
-    image = image.convert("L") if image.mode == "LA" else image.convert("RGBA").convert("RGB")
-    if alpha.getextrema()[0] < 255:
-        notes.append("transparency composited on white")
+    image = image.convert("L") if image.mode == "LA" else with_alpha.convert("RGB")
+    if alpha.getextrema()[0] == 255:
+        return np.array(_srgb(image, notes))
+    notes.append("transparency composited on white")
     colours = _srgb(image, notes)
     return np.array(Image.composite(colours, Image.new("RGB", image.size, "white"), alpha))
 

@@ -47,10 +47,10 @@ def train(config, workdir: str | Path) -> None:
     """Trains `config.stage` for `config.steps` steps in `workdir`, or continues there.
 
     Leaves config.json, metrics.jsonl, panels/, checkpoints/ and, at every checkpoint, model/: a
-    model directory with the averaged weights. On SIGTERM, and on the first
-    Ctrl-C of a single process, it saves and returns. Raises OneDCError
-    before anything is compiled where the configuration, the data or the workdir do not fit; and,
-    after saving a diagnosis, with the step and the tensors where a number is no longer finite.
+    model directory with the averaged weights. On SIGTERM, and on the first Ctrl-C of a single
+    process, it saves and returns. Raises OneDCError before anything is compiled where the
+    configuration, the data or the workdir do not fit; and, after saving a diagnosis, with the step
+    and the tensors where a number is no longer finite.
     """
     if "://" in str(workdir):
         raise OneDCError(f"{workdir}: mount it, and name a folder that all processes see")
@@ -255,8 +255,8 @@ def _check_alike(*lengths: int) -> None:
     """Raises OneDCError where processes see other data: step k would not be the same for all."""
     found = np.asarray(multihost_utils.process_allgather(np.array(lengths)))
     if (found != np.array(lengths)[None]).any():
-        counts = ", ".join(map(str, found.reshape(-1, len(lengths))[:, 0]))
-        raise OneDCError(f"config.data: processes see other images, of root {counts}")
+        counts = ", ".join(" and ".join(map(str, counts)) for counts in found)
+        raise OneDCError(f"config.data: processes see other images, root and validation: {counts}")
 
 
 def _check_batches(config, mesh, block: int) -> None:
