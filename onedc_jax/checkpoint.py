@@ -76,7 +76,7 @@ def save_model(
     first = jax.process_index() == 0
     scratch = _scratch(path)
     try:
-        new, old = scratch / "new", scratch / "old"
+        new = scratch / "new"
         if first:
             new.mkdir(parents=True)
             head = {"format": FORMAT, "fingerprint": fingerprint(params)}
@@ -90,17 +90,33 @@ def save_model(
             # Numpy arrays carry no device or mesh into the file, so that any machine can load it.
             ocp.save(new / "params", jax.device_get(params))
         if first:
-            if path.exists():
-                path.rename(old)
-            try:
-                new.rename(path)
-            except OSError:
-                if old.exists():
-                    old.rename(path)
-                raise
+            _replace(path, new, scratch / "old")
     finally:
         if first:
             shutil.rmtree(scratch)
+
+
+def copy_model(source: Path, path: Path) -> None:
+    """Copies a model folder; another in its place is replaced, and it appears whole or not at all.
+
+    Raises ModelError as `save_model` with `overwrite`. To be called by one process.
+    """
+    refuse_existing(path, overwrite=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        new = shutil.copytree(source, Path(scratch, "new"))
+        _replace(path, new, Path(scratch, "old"))
+
+
+def _replace(path: Path, new: Path, old: Path) -> None:
+    """Puts the folder `new` where `path` is, and that, if it is there, where `old` is."""
+    if path.exists():
+        path.rename(old)
+    try:
+        new.rename(path)
+    except OSError:
+        if old.exists():
+            old.rename(path)
+        raise
 
 
 def _scratch(path: Path) -> Path:

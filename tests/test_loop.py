@@ -110,11 +110,25 @@ def test_asked_to_stop_it_saves_and_the_same_command_goes_on(whole, tmp_path, nu
 
 def test_the_best_checkpoint_outlives_later_ones(tmp_path):
     # The loss falls, so by the highest loss the first checkpoint is the best one.
-    train(toy.recipe(best="-loss", validation_batches=1, keep_last=1), tmp_path / "run")
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    workdir, options = tmp_path / "run", dict(best="-loss", validation_batches=1, keep_last=1)
+    for steps in (2, 4, 6):  # each goes on from the one before
+        train(toy.recipe(steps=steps, **options), workdir)
+        if steps == 2:
+            first = load_model(workdir / "model")[1]
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
     measured = [d["validation_loss"] for d in map(json.loads, lines) if "validation_loss" in d]
     assert len(measured) == 3 and measured[0] == max(measured)
-    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "6"]
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == ["2", "6"]
+    last, best = (load_model(workdir / name)[1] for name in ("model", "model_best"))
+    jax.tree.map(np.testing.assert_array_equal, best, first)
+    different = jax.tree.map(np.any, jax.tree.map(np.not_equal, last, first))
+    assert any(jax.tree.leaves(different))
+
+
+def test_the_last_model_is_the_best_where_it_is(tmp_path):
+    train(toy.recipe(best="loss", validation_batches=1), tmp_path)
+    last, best = (load_model(tmp_path / name)[1] for name in ("model", "model_best"))
+    jax.tree.map(np.testing.assert_array_equal, best, last)
 
 
 def test_a_checkpoint_that_lacks_the_metric_is_the_worst(tmp_path):

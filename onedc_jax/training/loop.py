@@ -47,10 +47,11 @@ def train(config, workdir: str | Path) -> None:
     """Trains `config.stage` for `config.steps` steps in `workdir`, or continues there.
 
     Leaves config.json, metrics.jsonl, panels/, checkpoints/ and, at every checkpoint, model/: a
-    model directory with the averaged weights. On SIGTERM, and on the first Ctrl-C of a single
-    process, it saves and returns. Raises OneDCError before anything is compiled where the
-    configuration, the data or the workdir do not fit; and, after saving a diagnosis, with the step
-    and the tensors where a number is no longer finite.
+    model directory with the averaged weights; model_best/ is the best one's where `config.best`
+    names a metric. On SIGTERM, and on the first Ctrl-C of a single process, it saves and returns.
+    Raises OneDCError before anything is compiled where the configuration, the data or the workdir
+    do not fit; and, after saving a diagnosis, with the step and the tensors where a number is no
+    longer finite.
     """
     if "://" in str(workdir):
         raise OneDCError(f"{workdir}: mount it, and name a folder that all processes see")
@@ -105,6 +106,7 @@ def train(config, workdir: str | Path) -> None:
                     measured = examine.measure(state, frozen)
                     model = saving.export(workdir, stage, state, frozen)
                     measured |= examine.coded(model)
+                    saving.keep_model(workdir, checkpointer, config.best, measured)
                     checkpointer.save_async(done, state, force=last, metrics=measured or None)
                     run.report(done, measured, examine.panel(state, frozen))
 

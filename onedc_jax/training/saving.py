@@ -1,5 +1,6 @@
 """What a run leaves in its workdir: its configuration, checkpoints, the model, a diagnosis."""
 
+import functools
 import hashlib
 import json
 import math
@@ -11,10 +12,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from onedc_jax.checkpoint import refuse_existing, save_model
+from onedc_jax.checkpoint import copy_model, refuse_existing, save_model
 from onedc_jax.errors import OneDCError
 from onedc_jax.images import atomic_write
 from onedc_jax.training.state import Stage, TrainState, paths
+
+_MODELS = "model", "model_best"  # of the last checkpoint, and of the best
 
 # What may not change between two runs in one workdir. A longer, more talkative or faster run
 # continues a shorter one; another model or stage does not.
@@ -34,7 +37,8 @@ def claim(workdir: Path, config, frozen) -> None:
             f"{workdir}: its run had other frozen weights: what config.init names, or a tokenizer, "
             "has changed; choose another --workdir"
         )
-    refuse_existing(workdir / "model", overwrite=True)
+    for name in _MODELS:
+        refuse_existing(workdir / name, overwrite=True)
     path, text = workdir / "config.json", config.to_json_best_effort(indent=2)
     if path.exists():
         now = json.loads(text)
@@ -52,8 +56,10 @@ def claim(workdir: Path, config, frozen) -> None:
         # Other processes may be reading what a run before has left.
         atomic_write(path, text.encode(), overwrite=True)
         atomic_write(known, digest.encode(), overwrite=True)
-        for unfinished in workdir.glob(".model.*"):  # of a run that was killed as it wrote one
-            shutil.rmtree(unfinished, ignore_errors=True)
+        # Of a run that was killed as it wrote one.
+        unfinished = (folder for name in _MODELS for folder in workdir.glob(f".{name}.*"))
+        for folder in unfinished:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _digest(frozen: dict) -> str:
@@ -76,17 +82,37 @@ def open_checkpoints(
     decide, preserve = ocp.training.save_decision_policies, ocp.training.preservation_policies
     policy = preserve.LatestN(keep)
     if best:
-        name, sign = best.lstrip("-"), -1 if best.startswith("-") else 1
         # It keeps the last of the ascending order, so the best must have the highest value.
-        # One that was saved when this was not measured, or not finite, is the worst.
-        known = lambda metrics: math.isfinite(metrics.get(name, math.nan))
-        value = lambda metrics: -sign * metrics[name] if known(metrics) else -math.inf
-        policy = preserve.AnyPreservationPolicy([policy, preserve.BestN(get_metric_fn=value, n=1)])
+        best_one = preserve.BestN(get_metric_fn=functools.partial(_merit, best), n=1)
+        policy = preserve.AnyPreservationPolicy([policy, best_one])
     return ocp.training.Checkpointer(
         workdir / "checkpoints",
         save_decision_policy=decide.FixedIntervalPolicy(every),
         preservation_policy=policy,
     )
+
+
+def keep_model(workdir: Path, checkpointer, best: str, metrics: dict) -> None:
+    """Copies `workdir`/model to model_best if a checkpoint with these metrics would be the best.
+
+    To be called before that is saved: a run that is killed in between comes here again.
+    """
+    if not best or jax.process_index() > 0:
+        return
+    before = (_merit(best, saved.metrics or {}) for saved in checkpointer.checkpoints)
+    if _merit(best, metrics) >= max(before, default=-math.inf):
+        copy_model(workdir / "model", workdir / "model_best")
+
+
+def _merit(best: str, metrics: dict) -> float:
+    """A checkpoint's rank, the higher the better, by the metric that `best` names.
+
+    One that was saved when this was not measured, or not finite, is the worst.
+    """
+    value = metrics.get(best.lstrip("-"), math.nan)
+    if not math.isfinite(value):
+        return -math.inf
+    return value if best.startswith("-") else -value
 
 
 def restore(checkpointer: ocp.training.Checkpointer, state, shardings):
