@@ -18,7 +18,7 @@ demo: $(VENV)/.runtime
 	$(BIN)/python launch/demo.py
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -q

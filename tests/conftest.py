@@ -33,6 +33,15 @@ MICRO_MODEL = dict(
 )
 
 
+# Files that take minutes come first, so that no worker is left alone with one at the end.
+LONG = ("test_training", "test_dmd", "test_stage2", "test_teachers", "test_loop", "test_convert")
+
+
+def pytest_collection_modifyitems(items):
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
     """Programs compiled once a session: tests that train or load the same model share them."""
