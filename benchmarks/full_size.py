@@ -60,8 +60,8 @@ def jax_side(cases: list[Case]) -> Callable[[Case], Runner]:
     import jax
     import jax.numpy as jnp
 
-    from onedc_jax.coding.networks import to_uint8
     from onedc_jax.models.generator import Generator
+    from onedc_jax.models.pixels import to_uint8
     from onedc_jax.models.vae import VAE
     from onedc_jax.models.winograd import on_cpu
 

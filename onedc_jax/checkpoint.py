@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from onedc_jax.errors import ModelError
+from onedc_jax.trees import named
 
 FORMAT = 1  # of the folder; a reader refuses any other
 HEAD = {"format", "fingerprint", "seal"}  # the keys of model.json that are no configuration
@@ -202,11 +203,9 @@ def fingerprint(params: Mapping[str, Any]) -> int | None:
         entropy, kind = {name: codec[name] for name in parts}, lambda x: "<f4"
     else:
         return None
-    leaves, _ = jax.tree_util.tree_flatten_with_path(entropy)
-    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     digest = hashlib.sha256()
-    for name in sorted(named):
-        values = np.asarray(named[name])
+    for name, leaf in sorted(named(entropy).items()):
+        values = np.asarray(leaf)
         digest.update(f"{name} {list(values.shape)}\n".encode())
         digest.update(values.astype(kind(values)).tobytes())
     return int.from_bytes(digest.digest()[:2], "big")
@@ -230,6 +229,4 @@ def check_tree(params: Any, shapes: Any) -> None:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
-    return {name: tuple(leaf.shape) for name, (_, leaf) in zip(names, flat, strict=True)}
+    return {name: tuple(leaf.shape) for name, leaf in named(tree).items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 def enable_compilation_cache() -> Path | None:
     """Lets jax keep what it compiles in the user's cache folder; call it before the first jit.
 
-    The folder is $JAX_COMPILATION_CACHE_DIR where that is set (jax reads it itself), otherwise
+    The folder is the one that jax has been given, as by $JAX_COMPILATION_CACHE_DIR, otherwise
     onedc_jax/xla below $XDG_CACHE_HOME or ~/.cache. Returns it, or None where none can be written
     (then every run compiles anew), or where it is a bucket, which is left to jax.
     """
@@ -16,7 +16,7 @@ def enable_compilation_cache() -> Path | None:
     # The networks are many middling functions: jax's default of one second would keep few of them.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
+    chosen = jax.config.jax_compilation_cache_dir or ""
     if "://" in chosen:
         return None
     try:

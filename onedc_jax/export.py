@@ -23,9 +23,9 @@ import numpy as np
 
 import onedc_jax
 from onedc_jax.coding.codec import Codec
-from onedc_jax.coding.networks import to_uint8
 from onedc_jax.coding.stream import TOKEN_PIXELS
 from onedc_jax.models.onedc import OneDC
+from onedc_jax.models.pixels import to_uint8
 from onedc_jax.models.winograd import on_cpu
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

@@ -19,6 +19,7 @@ import numpy as np
 
 from onedc_jax import torch_files
 from onedc_jax.errors import ModelError
+from onedc_jax.trees import named
 
 # What a folder of weights may hold, in the order of preference.
 _IN_A_FOLDER = (
@@ -231,8 +232,7 @@ def wanted(shapes: Any, rename: Callable[[str], str]) -> dict[str, tuple[str, tu
 
     Arguments as for `fill`.
     """
-    flat, _ = jax.tree_util.tree_flatten_with_path(shapes)
-    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in flat}
+    leaves = named(shapes)
 
     def name(path: str) -> str:
         layer, _, leaf = path.rpartition("/")

@@ -1,5 +1,7 @@
 """Strict modes on, and a small model on disk for whatever needs a whole codec."""
 
+import os
+
 import jax
 import pytest
 
@@ -44,10 +46,16 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def compilation_cache(tmp_path_factory):
-    """Programs compiled once a session: tests that train or load the same model share them."""
+    """Programs compiled once a session: tests, commands and all workers share them."""
+    options = dict(jax_persistent_cache_min_compile_time_secs=0.2)
     if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "xla"
+        folder.mkdir(exist_ok=True)
+        options["jax_compilation_cache_dir"] = str(folder)
+    for name, value in options.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,14 @@ from onedc_jax.checkpoint import save_model
 from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.codec import Codec
 from onedc_jax.models.init import random_params
+from onedc_jax.models.pixels import from_uint8
 from onedc_jax.models.quantize import fsq
 from onedc_jax.models.unet import UNet
 from onedc_jax.models.vqgan import VQGAN, Tokens
-from onedc_jax.training import distillation, losses, stage1
+from onedc_jax.training import distillation, stage1
 from onedc_jax.training.sources import adapted_unet, load_part
-from onedc_jax.training.state import gradient_update, init_state, paths
+from onedc_jax.training.state import gradient_update, init_state
+from onedc_jax.trees import named
 
 # Compiling takes most of the time here, and code that is not optimised computes the same.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -67,7 +69,7 @@ def lesson(tokenizer):
     params = {"codec": random_params(shapes, 0), "head": semantics.init_head(16, 0)}
 
     def loss(params, frozen, batch, key, step):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         tokens = codec.apply({"params": params["codec"]}, method=tokens_of)
         terms = semantics(params["head"], frozen["tokenizer"], image, tokens)
         return terms["ce"], terms
@@ -101,7 +103,7 @@ def test_stage_1_has_a_student_and_its_model_folder_has_none(tokenizer):
     stage = stage1.make(taught(tokenizer))
     state, frozen = stage.init()
     assert "head" in state.params and "tokenizer" in frozen
-    assert not [path for path in paths(state) if "tokenizer" in path]
+    assert not [path for path in named(state) if "tokenizer" in path]
     assert stage.export(state, frozen).keys() == {"vae", "codec", "generator"}
     assert stage.model.keys() <= {"vae", "codec", "generator", "latent_scale"}
     batch = {"image": jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.uint8)}
@@ -169,8 +171,8 @@ def test_a_generator_begins_as_a_diffusion_model(tmp_path):
     teacher, own = unet_params(4, 0, **fields), unet_params(8, 1, rank=2, **fields)
     save_model(tmp_path / "teacher", {"unet": fields}, {"unet": teacher})
     got = adapted_unet(own, str(tmp_path / "teacher"))
-    known = dict(zip(paths(teacher), jax.tree.leaves(teacher), strict=True))
-    leaves = zip(paths(own), jax.tree.leaves(own), jax.tree.leaves(got), strict=True)
+    known = named(teacher)
+    leaves = zip(named(own), jax.tree.leaves(own), jax.tree.leaves(got), strict=True)
     for name, mine, found in leaves:
         stays = name.startswith("conv_in/") or "lora_" in name
         np.testing.assert_array_equal(found, mine if stays else known[name], name)

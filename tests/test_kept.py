@@ -73,13 +73,21 @@ def test_few_folders_and_no_large_ones_are_kept(cache, source, monkeypatch):
     assert not list(cache.glob("*y*"))
 
 
+def test_a_cache_that_jax_has_been_given_stays(cache, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache / "user"))
+    assert enable_compilation_cache() == cache
+    assert jax.config.jax_compilation_cache_dir == str(cache) and not any(cache.iterdir())
+    jax.config.update("jax_compilation_cache_dir", None)
+    own = enable_compilation_cache()
+    assert own.is_relative_to(cache / "user") and jax.config.jax_compilation_cache_dir == str(own)
+
+
 def test_a_bucket_is_no_folder(cache, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     address = "gs://bucket/cache"
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", address)
+    jax.config.update("jax_compilation_cache_dir", address)
     assert enable_compilation_cache() is None and not Path("gs:").exists()
     Path(address).mkdir(parents=True)  # though one may be there by this name
-    jax.config.update("jax_compilation_cache_dir", address)
     assert kept.file("x", "y") is None
 
 

@@ -14,6 +14,7 @@ FILES = sorted(ROOT.glob("onedc_jax/**/*.py"))
 ROOMS = {
     "onedc_jax.errors": [],
     # leaves: of ours, only errors (and what reads an image)
+    "onedc_jax.trees": [],
     "onedc_jax.images": ["errors"],
     "onedc_jax.data": [],
     "onedc_jax.data.*": ["errors", "images", "folders", "data.*"],
@@ -23,7 +24,7 @@ ROOMS = {
     "onedc_jax.compilation": ["errors"],
     "onedc_jax.folders": ["errors"],
     "onedc_jax.torch_files": ["errors"],
-    "onedc_jax.weights": ["errors", "torch_files"],
+    "onedc_jax.weights": ["errors", "trees", "torch_files"],
     "onedc_jax.captions": ["errors"],
     "onedc_jax.distributed": ["errors"],
     # what the network is
@@ -31,9 +32,9 @@ ROOMS = {
     "onedc_jax.models.layers": ["models.attention"],
     "onedc_jax.models.onedc": ["errors", "models.*"],
     "onedc_jax.models.dists": ["errors", "models.*", "torch_files"],
-    "onedc_jax.models.*": ["errors", "models.*"],
+    "onedc_jax.models.*": ["errors", "trees", "models.*"],
     # models on disk
-    "onedc_jax.checkpoint": ["errors", "models.*"],
+    "onedc_jax.checkpoint": ["errors", "trees", "models.*"],
     "onedc_jax.convert": ["errors", "models.*", "weights", "checkpoint"],
     "onedc_jax.convert_parts": [
         *("errors", "models.*", "weights", "checkpoint", "convert", "captions"),
@@ -44,7 +45,7 @@ ROOMS = {
     "onedc_jax.coding.codec": ["errors", "models.*", "coding.*"],
     "onedc_jax.coding.loading": ["errors", "models.*", "checkpoint", "kept", "coding.*"],
     "onedc_jax.coding.programs": ["kept"],
-    "onedc_jax.coding.networks": ["models.*", "coding.programs", "coding.windows"],
+    "onedc_jax.coding.networks": ["trees", "models.*", "coding.programs", "coding.windows"],
     "onedc_jax.coding.path": [
         *("errors", "models.*", "checkpoint"),
         *("coding.tables", "coding.entropy", "coding.stream", "coding.windows"),
@@ -62,9 +63,9 @@ ROOMS = {
         *("captions", "data", "distributed", "log", "sharding", "evaluation.checkpoints"),
     ],
     "onedc_jax.training.programs": ["errors", "training.state", "sharding"],
-    "onedc_jax.training.saving": ["errors", "images", "training.state", "checkpoint"],
+    "onedc_jax.training.saving": ["errors", "trees", "images", "training.state", "checkpoint"],
     "onedc_jax.training.*": [
-        *("errors", "models.*", "training.*", "checkpoint", "weights", "sharding"),
+        *("errors", "trees", "models.*", "training.*", "checkpoint", "weights", "sharding"),
     ],
     # how good it is
     "onedc_jax.evaluation.distances": ["errors", "metrics", "models.*"],

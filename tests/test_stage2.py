@@ -18,7 +18,7 @@ from onedc_jax.models.init import random_params
 from onedc_jax.models.unet import UNet
 from onedc_jax.training import stage2
 from onedc_jax.training.scores import Scores
-from onedc_jax.training.state import paths
+from onedc_jax.trees import named
 
 # Compiling takes most of the time here, and code that is not optimised computes the same.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -153,11 +153,11 @@ def test_lora_trains_and_its_base_does_not(tmp_path, teacher):
         config.model = MICRO_MODEL | dict(generator=adapted)
     config.trainable = r"generator/(unet/conv_in|vae_reduction)/|generator/.*lora_"
     state, frozen = stage2.make(config).init()
-    trained = paths(state.params["generator"])
+    trained = named(state.params["generator"])
     assert any(path.endswith("lora_a") for path in trained)
     rest = [path for path in trained if "lora_" not in path]
     assert all(path.startswith(("unet/conv_in/", "vae_reduction/")) for path in rest)
-    assert "generator/unet/conv_out/kernel" in paths(frozen["model"])
+    assert "generator/unet/conv_out/kernel" in named(frozen["model"])
 
 
 def test_captions_are_heard_and_none_is_the_empty_one(tmp_path):

@@ -16,7 +16,7 @@ from onedc_jax.models.clip import empty_caption
 from onedc_jax.models.diffusion import alphas_cumprod
 from onedc_jax.models.vqgan import VQGAN
 from onedc_jax.training import losses, teacher, tokenizer
-from onedc_jax.training.state import paths
+from onedc_jax.trees import named
 
 # Compiling takes most of the time here, and code that is not optimised computes the same.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -62,7 +62,7 @@ def test_all_of_the_tokenizer_trains(codes):
     _, before, after, *_ = codes
     leaves = zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True)
     moved = [not np.array_equal(a, b) for a, b in leaves]
-    assert all(moved), [p for p, m in zip(paths(after.params), moved, strict=True) if not m]
+    assert all(moved), [p for p, m in zip(named(after.params), moved, strict=True) if not m]
 
 
 def test_the_tokenizer_s_folder_is_a_tokenizer(codes, tmp_path):
@@ -124,9 +124,9 @@ def test_all_of_the_teacher_trains_and_the_vae_does_not(score, tiny_model):
     stage, before, after, frozen, _ = score
     leaves = zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params), strict=True)
     # A key's bias is the same for all keys, and an attention does not mind it.
-    moved = {p for p, (a, b) in zip(paths(after.params), leaves, strict=True) if np.any(a != b)}
-    assert {p for p in paths(after.params) if "k_proj/bias" not in p} <= moved
-    assert not [path for path in paths(after) if "vae" in path]
+    moved = {p for p, (a, b) in zip(named(after.params), leaves, strict=True) if np.any(a != b)}
+    assert {p for p in named(after.params) if "k_proj/bias" not in p} <= moved
+    assert not [path for path in named(after) if "vae" in path]
     assert stage.export(after, frozen).keys() == {"unet", "text"}
     assert stage.model.keys() == {"unet", "text", "latent_scale"}
 

@@ -23,7 +23,8 @@ from onedc_jax.training import losses, stage1
 from onedc_jax.training.loop import train
 from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.sources import widened
-from onedc_jax.training.state import gradient_update, init_state, merge, partition, paths
+from onedc_jax.training.state import gradient_update, init_state, merge, partition
+from onedc_jax.trees import named
 
 ROOT = Path(__file__).parent.parent
 
@@ -54,7 +55,7 @@ def from_vae(vae_run: Path, **changes):
 
 def leaves(path: Path) -> dict[str, np.ndarray]:
     _, params = load_model(resolve(path))
-    return dict(zip(paths(params), jax.tree.leaves(params), strict=True))
+    return named(params)
 
 
 def test_a_run_is_a_codec(stage1_run):

@@ -23,7 +23,9 @@ from onedc_jax.coding.windows import BLOCK, SHAPES, Window, cover, cut, joined, 
 from onedc_jax.models.codec import interpolated
 from onedc_jax.models.onedc import OneDC
 from onedc_jax.models.padding import within
+from onedc_jax.models.pixels import from_uint8, to_uint8
 from onedc_jax.models.winograd import on_cpu
+from onedc_jax.trees import map_named
 
 Array = jax.Array
 
@@ -180,7 +182,7 @@ class Networks:
         return self.programs.get(key, function, repr((self.model, self.dtype)), *arguments)
 
     def _analyse(self, params, image: Array, sizes: Array, statistics: list | None):
-        pixels, seen = image.astype(jnp.float32) / 127.5 - 1, []
+        pixels, seen = from_uint8(image), []
         blocks = tuple(side // BLOCK for side in image.shape[1:3])
         with within(sizes, blocks, seen, statistics), on_cpu():
             out = self.model.apply({"params": params}, pixels, method=OneDC.analyse)
@@ -196,11 +198,10 @@ class Networks:
 def _halved(params: Any, dtype: str) -> Any:
     """The parameters with kernels of the decoder in this type."""
 
-    def leaf(path, x):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def leaf(name: str, x):
         return np.asarray(x, dtype) if name.startswith(_HALVED) and name.endswith("kernel") else x
 
-    return jax.tree_util.tree_map_with_path(leaf, params)
+    return map_named(leaf, params)
 
 
 def padded(image: np.ndarray) -> np.ndarray:
@@ -216,11 +217,6 @@ def origin(window: Window, start: tuple[int, int] = (0, 0)) -> np.ndarray:
     """
     first = window.rows.start + start[0], window.columns.start + start[1]
     return np.array([first], np.int32) * _LATENTS
-
-
-def to_uint8(image: Array) -> Array:
-    """Float in [-1, 1] -> uint8."""
-    return jnp.round((image.astype(jnp.float32) + 1) * 127.5).astype(jnp.uint8)
 
 
 def _mean(statistics: list[list[tuple]], sizes: list[tuple[int, int]]) -> list[tuple]:

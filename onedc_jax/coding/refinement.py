@@ -24,6 +24,7 @@ from onedc_jax.models.layers import inside
 from onedc_jax.models.lpips import LPIPS, load_lpips
 from onedc_jax.models.onedc import OneDC
 from onedc_jax.models.padding import within
+from onedc_jax.models.pixels import from_uint8, to_unit
 
 Array = jax.Array
 
@@ -119,7 +120,7 @@ class Refinement:
         """LPIPS and a part of L1, summed over a window's blocks, and their gradient."""
         blocks = z_indices.shape[1:]
         there = inside(sizes, blocks, *target.shape[1:3])
-        target = target.astype(jnp.float32) / 127.5 - 1
+        target = from_uint8(target)
 
         def distortion(y_hat: Array) -> Array:
             with within(sizes, blocks):
@@ -128,8 +129,7 @@ class Refinement:
                     {"params": params}, *latents, method=OneDC.reconstruct
                 )
             image = jnp.where(there, image, target)
-            unit = lambda x: (x + 1) / 2
-            distance = LPIPS().apply({"params": weights}, unit(image), unit(target), there)[0]
+            distance = LPIPS().apply({"params": weights}, to_unit(image), to_unit(target), there)[0]
             return (distance + _PIXELS * jnp.abs(image - target).mean()) * blocks[0] * blocks[1]
 
         return jax.value_and_grad(distortion)(y_hat)

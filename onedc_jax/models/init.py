@@ -7,8 +7,9 @@ from (seed, path) by NumPy: in a second, and the same on any device, mesh and ve
 import zlib
 from typing import Any
 
-import jax
 import numpy as np
+
+from onedc_jax.trees import map_named
 
 # Where a residual branch ends: full-size branches would double the variance with every block. The
 # last two make the generator's noisy latent, which the step to x0 amplifies.
@@ -27,8 +28,7 @@ def random_params(shapes: Any, seed: int) -> Any:
     `lora_b`) zero.
     """
 
-    def draw(path, leaf) -> np.ndarray:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def draw(name: str, leaf) -> np.ndarray:
         *_, module, kind = ("", *name.split("/"))
         rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
         fan_in = max(int(np.prod(leaf.shape[:-1])), 1)
@@ -44,4 +44,4 @@ def random_params(shapes: Any, seed: int) -> Any:
             case _:
                 return np.zeros(leaf.shape, np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return map_named(draw, shapes)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from onedc_jax.models import transform
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
+from onedc_jax.models.pixels import from_uint8, to_unit
 from onedc_jax.models.vae import VAE
 from onedc_jax.training import losses
 from onedc_jax.training.optimizer import make_optimizer
@@ -41,11 +42,11 @@ def make(config) -> Stage:
         )
 
     def loss(params, frozen, batch, key, step):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         params = merge(params, frozen["model"])["vae"]
         sample_key, shift_key = jax.random.split(key)
         decoded, posterior = model.apply({"params": params}, image, sample_key)
-        pair = map(losses.to_unit, losses.shifted(shift_key, decoded, image))
+        pair = map(to_unit, losses.shifted(shift_key, decoded, image))
         terms = dict(
             l1=losses.l1(decoded, image),
             lpips=lpips(frozen["lpips"], *pair, **config.lpips).mean(),
@@ -58,7 +59,7 @@ def make(config) -> Stage:
         )
 
     def panel(state, frozen, batch):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         params = {"params": merge(state.averaged, frozen["model"])["vae"]}
         latent = model.apply(params, image, method=VAE.encode).mean
         return dict(original=image, decoded=model.apply(params, latent, method=VAE.decode))

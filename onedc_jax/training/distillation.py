@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.heads import SemanticHead
 from onedc_jax.models.init import random_params
+from onedc_jax.models.pixels import to_unit
 from onedc_jax.models.vqgan import VQGAN, Tokens
 from onedc_jax.training import losses
 from onedc_jax.training.sources import cast, load_part
@@ -95,7 +96,7 @@ def teacher_input(image: Array) -> Array:
     Bilinear and not antialiased, with pixels' centres at ½ (as PyTorch's `align_corners=False`):
     at exactly half the size that is the mean of 2×2 pixels.
     """
-    return losses.to_unit(losses.pooled(image, 2))
+    return to_unit(losses.pooled(image, 2))
 
 
 def semantic_terms(logits: Array, target: Tokens, codebook: Array) -> dict[str, Array]:

@@ -11,6 +11,7 @@ from contextlib import closing
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
@@ -21,6 +22,7 @@ from onedc_jax.distributed import Preemption
 from onedc_jax.errors import OneDCError
 from onedc_jax.evaluation.checkpoints import Coded
 from onedc_jax.log import JsonLines, TensorBoard, save_panel
+from onedc_jax.models.pixels import to_uint8
 from onedc_jax.sharding import batch_sharding, make_mesh, replicated
 from onedc_jax.training import autoencoder, saving, stage1, stage2, teacher, tokenizer
 from onedc_jax.training.numbers import check_numbers
@@ -174,12 +176,12 @@ class _Run:
         if measured:
             self._log.write(step=step, **{f"validation_{k}": v for k, v in measured.items()})
         if images:
-            columns = [_to_uint8(x) for _, x in _original_first(images)]
+            columns = [_shown(x) for _, x in _original_first(images)]
             rows = list(zip(*columns, strict=True))
             save_panel(self._workdir / "panels" / f"{step:07d}.png", rows)
         if self._board:
             self._board.scalars(step, {f"validation/{k}": v for k, v in measured.items()})
-            self._board.images(step, {k: _to_uint8(x) for k, x in images.items()})
+            self._board.images(step, {k: _shown(x) for k, x in images.items()})
 
     def close(self) -> None:
         self._log.close()
@@ -305,5 +307,5 @@ def _original_first(images: dict) -> list:
     return sorted(images.items(), key=lambda item: item[0] != "original")
 
 
-def _to_uint8(images) -> np.ndarray:
-    return np.asarray((images + 1) * 127.5).clip(0, 255).round().astype(np.uint8)
+def _shown(images) -> np.ndarray:
+    return np.asarray(to_uint8(jnp.clip(images, -1, 1)))

@@ -3,17 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+from onedc_jax.models.pixels import to_unit
+
 Array = jax.Array
-
-
-def to_unit(image: Array) -> Array:
-    """[-1, 1] -> [0, 1], where L1, LPIPS and PSNR are taken."""
-    return (image + 1) / 2
-
-
-def from_uint8(image: Array) -> Array:
-    """uint8 -> float32 in [-1, 1]."""
-    return image.astype(jnp.float32) / 127.5 - 1
 
 
 def l1(a: Array, b: Array) -> Array:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import jax
 import optax
 
 from onedc_jax.errors import OneDCError
+from onedc_jax.trees import map_named
 
 Tree = Any
 
@@ -64,18 +64,17 @@ def make_optimizer(config, updates: int = 0) -> optax.GradientTransformation:
 
 def _in_transforms(params: Tree) -> Tree:
     """Which parameters are those of block transforms (`models/transform.py`), booleans."""
-    within = lambda path, _: any(getattr(entry, "key", None) in _TRANSFORMS for entry in path)
-    return jax.tree_util.tree_map_with_path(within, params)
+    return map_named(lambda name, _: not _TRANSFORMS.isdisjoint(name.split("/")), params)
 
 
 def _matrices(params: Tree) -> Tree:
     """How kernels are matrices from inputs to outputs, for Muon; None for all other parameters."""
     numbers = optax.contrib.MuonDimensionNumbers
 
-    def matrix(path, x):
+    def matrix(name: str, x):
         # A depthwise kernel [h, w, 1, C] is no matrix, but C filters apart.
-        if getattr(path[-1], "key", None) != "kernel" or x.ndim not in (2, 4) or x.shape[-2] == 1:
+        if name.rpartition("/")[2] != "kernel" or x.ndim not in (2, 4) or x.shape[-2] == 1:
             return None
         return numbers(tuple(range(x.ndim - 1)), x.ndim - 1)
 
-    return jax.tree_util.tree_map_with_path(matrix, params)
+    return map_named(matrix, params)

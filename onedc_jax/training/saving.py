@@ -15,7 +15,8 @@ from orbax.checkpoint import v1 as ocp
 from onedc_jax.checkpoint import copy_model, refuse_existing, save_model
 from onedc_jax.errors import OneDCError
 from onedc_jax.images import atomic_write
-from onedc_jax.training.state import Stage, TrainState, paths
+from onedc_jax.training.state import Stage, TrainState
+from onedc_jax.trees import named
 
 _MODELS = "model", "model_best"  # of the last checkpoint, and of the best
 
@@ -65,7 +66,7 @@ def claim(workdir: Path, config, frozen) -> None:
 def _digest(frozen: dict) -> str:
     digest = hashlib.blake2b(digest_size=16)
     tree = {name: part for name, part in frozen.items() if name not in _MEASURES}
-    for path, x in zip(paths(tree), jax.tree.leaves(tree), strict=True):
+    for path, x in named(tree).items():
         digest.update(f"{path} {x.dtype} {list(x.shape)}\n".encode())
         digest.update(np.ascontiguousarray(x).view(np.uint8))
     return digest.hexdigest()
@@ -166,4 +167,4 @@ def trained_paths(state: TrainState, update: str) -> list[str]:
     """The paths of what an update trains: one of several players, or all there is."""
     params = state.params
     players = isinstance(params, dict) and update in params
-    return paths(params[update] if players else params)
+    return list(named(params[update] if players else params))

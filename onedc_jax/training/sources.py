@@ -9,7 +9,7 @@ import numpy as np
 from onedc_jax.checkpoint import load_model, resolve
 from onedc_jax.errors import ModelError
 from onedc_jax.models.onedc import hashable
-from onedc_jax.training.state import paths
+from onedc_jax.trees import map_named, named
 
 Array = np.ndarray
 
@@ -47,8 +47,8 @@ def replaced(params: dict, part: str, path: str, *, reshaped: bool = False) -> d
             f"{path}: its {part!r} has other layers or widths than config.model.{part}"
             " (--config.init.reshaped=True widens what is narrower, and begins the rest at random)"
         )
-    known = _by_path(loaded)
-    return _map_paths(lambda name, x: widened(known[name], x) if name in known else x, params)
+    known = named(loaded)
+    return map_named(lambda name, x: widened(known[name], x) if name in known else x, params)
 
 
 def widened(narrow: Array, wide: Array) -> Array:
@@ -79,8 +79,8 @@ def adapted_unet(params: dict, path: str) -> dict:
         return params
     _, loaded = load_part(path, "unet")
     shared = lambda name: not name.startswith("conv_in/") and "/lora_" not in name
-    known = {name: x for name, x in _by_path(loaded).items() if shared(name)}
-    own = {name: x for name, x in _by_path(params).items() if shared(name)}
+    known = {name: x for name, x in named(loaded).items() if shared(name)}
+    own = {name: x for name, x in named(params).items() if shared(name)}
     for name in sorted(known.keys() | own.keys()):
         shapes = [list(tree[name].shape) if name in tree else None for tree in (known, own)]
         if shapes[0] != shapes[1]:
@@ -89,13 +89,4 @@ def adapted_unet(params: dict, path: str) -> dict:
                 f"{path}: its U-Net does not fit config.model.generator.unet: at {name} it has "
                 f"{found} where the generator has {wanted}"
             )
-    return _map_paths(lambda name, x: known.get(name, x), params)
-
-
-def _by_path(tree: dict) -> dict[str, Any]:
-    return dict(zip(paths(tree), jax.tree.leaves(tree), strict=True))
-
-
-def _map_paths(function, tree: dict) -> dict:
-    leaves = map(function, paths(tree), jax.tree.leaves(tree))
-    return jax.tree.unflatten(jax.tree.structure(tree), leaves)
+    return map_named(lambda name, x: known.get(name, x), params)

@@ -11,6 +11,7 @@ from onedc_jax.models import transform
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.onedc import BLOCK, OneDC, build, param_shapes
+from onedc_jax.models.pixels import from_uint8, to_unit
 from onedc_jax.models.prior import training_bits
 from onedc_jax.models.quantize import CODEBOOK_SIZE
 from onedc_jax.training import distillation, losses
@@ -65,7 +66,7 @@ def make(config) -> Stage:
         return merge(parts, frozen["model"]), helpers
 
     def loss(params, frozen, batch, key, step):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         params, helpers = whole(params, frozen)
         keys = jax.random.split(key, 7)
         noise_key, shift_key, rate_key, alone_key, texture_key, origin_key, latent_key = keys
@@ -98,7 +99,7 @@ def make(config) -> Stage:
         # Tokens alone hold no detail: asked for it, the network would draw one texture everywhere.
         seen = jnp.where(alone[:, None, None, None], image, decoded)
         if config.perceptual:
-            pair = map(losses.to_unit, losses.shifted(shift_key, seen, image))
+            pair = map(to_unit, losses.shifted(shift_key, seen, image))
             terms["lpips"] = lpips(frozen["lpips"], *pair, **config.lpips).mean()
             total += config.perceptual * terms["lpips"]
         if textured:
@@ -115,7 +116,7 @@ def make(config) -> Stage:
         )
 
     def panel(state, frozen, batch):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         params = {"params": whole(state.averaged, frozen)[0]}
         rate = jnp.linspace(0.0, 1.0, len(image))
         out = model.apply(params, image, rate)

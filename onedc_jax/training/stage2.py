@@ -15,6 +15,7 @@ from onedc_jax.models.heads import RealismHead
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
 from onedc_jax.models.onedc import BLOCK, OneDC, build, param_shapes
+from onedc_jax.models.pixels import from_uint8, to_unit
 from onedc_jax.training import dmd, losses
 from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.scores import Scores
@@ -95,7 +96,7 @@ def make(config) -> Stage:
         return [dmd.draw(k, shape, *range) for k, range in zip(keys, ranges, strict=True)]
 
     def generator_loss(generator, frozen, batch, key, step):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         draw_key, shift_key, rate_key, origin_key, latent_key = jax.random.split(key, 5)
         rate, origin = losses.spread(rate_key, len(image)), losses.origins(origin_key, len(image))
         out = generate(generator, frozen, image, rate, origin, latent_key)
@@ -112,7 +113,7 @@ def make(config) -> Stage:
         return total, terms | dict(generator_loss=total)
 
     def guidance_loss(players, frozen, batch, key, step):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         draw_key, rate_key, origin_key, latent_key = jax.random.split(key, 4)
         rate, origin = losses.spread(rate_key, len(image)), losses.origins(origin_key, len(image))
         generator = frozen["players"]["generator"]
@@ -125,7 +126,7 @@ def make(config) -> Stage:
         return total, terms | dict(guidance_loss=total)
 
     def pixels(frozen, image, decoded, key) -> dict:
-        pair = map(losses.to_unit, losses.shifted(key, decoded, image))
+        pair = map(to_unit, losses.shifted(key, decoded, image))
         return dict(
             l1=losses.l1(decoded, image),
             lpips=lpips(frozen["lpips"], *pair, **config.lpips).mean(),
@@ -133,13 +134,13 @@ def make(config) -> Stage:
         )
 
     def measure(state, frozen, batch, key):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         rate = jnp.linspace(0.0, 1.0, len(image))
         out = generate(state.averaged["generator"], frozen, image, rate)
         return pixels(frozen, image, out["decoded"], key)
 
     def panel(state, frozen, batch):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         rate = jnp.linspace(0.0, 1.0, len(image))
         out = generate(state.averaged["generator"], frozen, image, rate)
         return dict(original=image, decoded=out["image"])

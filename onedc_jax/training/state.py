@@ -12,6 +12,7 @@ from flax import struct
 
 from onedc_jax.errors import OneDCError
 from onedc_jax.sharding import gathered
+from onedc_jax.trees import map_named, named
 
 Array = jax.Array
 Tree = Any
@@ -58,12 +59,6 @@ class Stage(NamedTuple):
     check: Callable = lambda: []
 
 
-def paths(tree: Tree) -> list[str]:
-    """The "/"-joined paths of a tree's leaves, in the tree's order."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-
-
 def partition(params: Tree, trainable: str) -> tuple[Tree, Tree]:
     """Splits by whether a path matches the regular expression (from its beginning).
 
@@ -71,12 +66,12 @@ def partition(params: Tree, trainable: str) -> tuple[Tree, Tree]:
     nothing matches, and where it is no expression.
     """
     try:
-        matches = [bool(re.match(trainable, path)) for path in paths(params)]
+        mask = map_named(lambda name, _: bool(re.match(trainable, name)), params)
     except re.error as error:
         raise OneDCError(f"trainable={trainable!r}: no regular expression ({error})") from error
-    if not any(matches):
-        raise OneDCError(f"trainable={trainable!r} matches no parameter, e.g. {paths(params)[0]!r}")
-    mask = jax.tree.unflatten(jax.tree.structure(params), matches)
+    if not any(jax.tree.leaves(mask)):
+        first = next(iter(named(params)))
+        raise OneDCError(f"trainable={trainable!r} matches no parameter, e.g. {first!r}")
     select = lambda wanted: jax.tree.map(lambda x, m: x if m is wanted else None, params, mask)
     return select(True), select(False)
 

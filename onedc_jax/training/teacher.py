@@ -14,9 +14,9 @@ from onedc_jax.errors import OneDCError
 from onedc_jax.models.clip import TextEncoder, empty_caption
 from onedc_jax.models.diffusion import add_noise, alphas_cumprod, x0_from_eps
 from onedc_jax.models.init import random_params
+from onedc_jax.models.pixels import from_uint8
 from onedc_jax.models.unet import UNet
 from onedc_jax.models.vae import VAE
-from onedc_jax.training import losses
 from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.sources import load_part, replaced
 from onedc_jax.training.state import (
@@ -84,7 +84,7 @@ def make(config) -> Stage:
     def loss(params, frozen, batch, key, step):
         params = merge(params, frozen["model"])
         sample_key, noise_key, time_key, keep_key = jax.random.split(key, 4)
-        posterior = encode(frozen, losses.from_uint8(batch["image"]))
+        posterior = encode(frozen, from_uint8(batch["image"]))
         latent = posterior.sample(sample_key) * config.model.latent_scale
         noise = jax.random.normal(noise_key, latent.shape)
         t = jax.random.randint(time_key, latent.shape[:1], 0, len(alphas))
@@ -97,7 +97,7 @@ def make(config) -> Stage:
     def panel(state, frozen, batch):
         """Latents as seen through three strengths of noise, and new ones out of noise alone."""
         params = merge(state.averaged, frozen["model"])
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         count = len(image)
         context = context_of(params, batch, jnp.ones(count, bool))
         denoise = lambda x, t, context: unet.apply({"params": params["unet"]}, x, t, context)[0]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from onedc_jax.models.dists import DISTS, load_dists
 from onedc_jax.models.heads import Critic
 from onedc_jax.models.init import random_params
+from onedc_jax.models.pixels import to_unit
 from onedc_jax.training import losses
 
 Array = jax.Array
@@ -63,7 +64,7 @@ class Texture(NamedTuple):
           decoded, image: float32 [B, S, S, 3] in [-1, 1].
         """
         squares = losses.sampled(key, self.images, self.crop, decoded, image)
-        fake, real = (self._features(frozen, losses.to_unit(x)) for x in squares)
+        fake, real = (self._features(frozen, to_unit(x)) for x in squares)
         distance = DISTS().apply({"params": frozen}, fake, real, method=DISTS.compare)
         terms = dict(dists=distance.mean())
         total = self.weight * terms["dists"]

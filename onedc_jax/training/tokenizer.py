@@ -9,6 +9,7 @@ import numpy as np
 
 from onedc_jax.models.init import random_params
 from onedc_jax.models.lpips import load_lpips, lpips
+from onedc_jax.models.pixels import from_uint8, to_unit
 from onedc_jax.models.vqgan import VQGAN
 from onedc_jax.training import losses
 from onedc_jax.training.optimizer import make_optimizer
@@ -45,13 +46,13 @@ def make(config) -> Stage:
         )
 
     def loss(params, frozen, batch, key, step):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         params = {"params": merge(params, frozen["model"])["tokenizer"]}
-        decoded, tokens = model.apply(params, losses.to_unit(image))
+        decoded, tokens = model.apply(params, to_unit(image))
         decoded = 2 * decoded - 1
         codebook = model.apply(params, jnp.arange(model.codes), method=VQGAN.lookup)
         hidden = tokens.hidden.reshape(-1, model.features)
-        pair = map(losses.to_unit, losses.shifted(key, decoded, image))
+        pair = map(to_unit, losses.shifted(key, decoded, image))
         fixed = jax.lax.stop_gradient
         terms = dict(
             l1=losses.l1(decoded, image),
@@ -72,9 +73,9 @@ def make(config) -> Stage:
         )
 
     def panel(state, frozen, batch):
-        image = losses.from_uint8(batch["image"])
+        image = from_uint8(batch["image"])
         params = {"params": merge(state.averaged, frozen["model"])["tokenizer"]}
-        decoded, _ = model.apply(params, losses.to_unit(image))
+        decoded, _ = model.apply(params, to_unit(image))
         return dict(original=image, decoded=2 * decoded - 1)
 
     def export(state, frozen):
