@@ -109,8 +109,8 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.batch_size = 8
         c.trainable = r".*"  # from scratch; there is no LoRA
         c.sampled = False  # a VAE that learns only here has no spread that means anything
-        # No norms (see layers.GroupNorm), and nothing but the tokens' attention sees farther than a
-        # kernel: a large image is coded as its crops were in training.
+        # No norms (see layers.GroupNorm), and nothing but attention at H/32 and H/64 sees farther
+        # than a kernel: a large image is coded as its crops were in training.
         plain = dict(norm_groups=0)
         # Few and wide blocks: cores multiply these fastest, and gradients need no norms there.
         c.model.vae = plain | dict(

@@ -28,7 +28,6 @@ def convert(
     config: Mapping[str, Any] | None = None,
     merge_lora: bool = False,
     dtype: str = "float32",
-    overwrite: bool = False,
 ) -> None:
     """Writes the model folder `out` from the released weights of codec, generator and VAE.
 
@@ -42,7 +41,7 @@ def convert(
     """
     if dtype not in DTYPES:
         raise ModelError(f"{dtype}: weights are stored as one of {', '.join(DTYPES)}")
-    checkpoint.refuse_existing(out, overwrite)
+    checkpoint.refuse_existing(out, overwrite=False)
     for source in (codec_file, generator_file, vae):
         weights.read(source)  # what cannot be opened is told before the long part
     config = dict(RELEASED if config is None else config)
@@ -69,4 +68,4 @@ def convert(
             merged = {"unet": unet | {"rank": 0}}
             config["generator"] = dict(config.get("generator", {})) | merged
         params[part] = jax.tree.map(lambda x: np.asarray(x, jnp.dtype(dtype)), filled)
-    checkpoint.save_model(out, config, params, overwrite=overwrite)
+    checkpoint.save_model(out, config, params)

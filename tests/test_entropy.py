@@ -104,6 +104,17 @@ def test_of_a_cut_stream_the_last_step_may_not_look_for_more_words():
         longer.finish(cut=True)
 
 
+def test_the_last_step_of_a_cut_stream_may_not_use_up_all_there_is():
+    """The words of the steps behind it would have kept the state large."""
+    table, code = tables.load().frequencies[255], 1  # of the value -1
+    data = int(table[0]).to_bytes(3, "big")  # a state that decodes to it and to 0 at once
+    decoder = entropy.SymbolDecoder(data, (1,))
+    assert decoder.decode(np.full(1, 255, np.uint8)) == -code
+    assert decoder._coder.pos()[1] == 0
+    with pytest.raises(StreamError, match="does not end where it should"):
+        decoder.finish(cut=True)
+
+
 def test_a_step_of_another_length_is_noticed():
     steps = [sample(np.random.default_rng(9), 400) for _ in range(4)]
     data, lengths = entropy.encode_steps(steps)

@@ -189,16 +189,26 @@ def changed(case, layer, **arrays):
 
 
 def test_integers_that_could_overflow_are_refused(case):
-    layer = ("fusion_1", "ffn_out")
-    old = case.entropy["prior"]["fusion_1"]["ffn_out"]
     bounds = {
-        "kernel": np.full_like(old["kernel"], 257),
-        "bias": np.full_like(old["bias"], 2**30),
-        "shift": np.full_like(old["shift"], 31),
+        "ffn_out": dict(kernel=[257], bias=[2**30], shift=[31, -30]),
+        "ffn_in": dict(input=[31, -3]),
+        # At these shifts sums of int64 wrap to what would be within bounds.
+        "dw_conv": dict(bias=[2**30], shift=[31, -13, -30, -31]),
     }
-    for name, values in bounds.items():
-        with pytest.raises(ModelError, match="prior/fusion_1/ffn_out: integers too large"):
-            integer.check(changed(case, layer, **{name: values}), case.entropy)
+    for name, arrays in bounds.items():
+        for kind, values in arrays.items():
+            for value in values:
+                new = np.full_like(case.entropy["prior"]["fusion_1"][name][kind], value)
+                with pytest.raises(ModelError, match=f"fusion_1/{name}: integers too large"):
+                    integer.check(changed(case, ("fusion_1", name), **{kind: new}), case.entropy)
+
+
+def test_a_sum_that_would_wrap_as_it_is_shifted_is_refused(case):
+    old = case.entropy["prior"]["fusion_1"]["dw_conv"]
+    new = dict(kernel=np.full_like(old["kernel"], 32767), bias=np.zeros_like(old["bias"]))
+    new |= dict(shift=np.full_like(old["shift"], -30))
+    with pytest.raises(ModelError, match="fusion_1/dw_conv: integers too large"):
+        integer.check(changed(case, ("fusion_1", "dw_conv"), **new), case.entropy)
 
 
 def test_integers_of_another_network_are_refused(case):

@@ -70,7 +70,7 @@ def test_a_rare_update_is_told_of_once_between_two_lines(tmp_path):
     assert told == {1: {"rare"}, 3: {"loss"}, 5: {"rare"}, 6: {"loss"}, 9: {"loss", "rare"}}
 
 
-def test_parts_of_a_batch_add_up_to_the_whole(whole, tmp_path):
+def test_a_run_may_take_its_batches_in_parts(whole, tmp_path):
     train(toy.recipe(accumulate=4, steps=2), tmp_path / "run")
     # Without its noise, whose keys differ from part to part, the loss would be the very same.
     assert losses(tmp_path / "run")[2] == pytest.approx(losses(whole)[2], rel=0.05)

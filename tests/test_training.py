@@ -245,6 +245,20 @@ def test_what_trains_is_float32_whatever_it_was_read_as():
     np.testing.assert_allclose(state.ema["w"], 1 - 1e-5, rtol=1e-6)
 
 
+def test_parts_of_a_batch_have_the_gradient_of_the_whole():
+    loss = lambda params, frozen, batch, *_: (jnp.square(batch["x"] @ params["w"]).mean(), {})
+    batch = {"x": jax.random.normal(jax.random.key(0), (8, 3))}
+    optimizer, params = optax.sgd(1.0), {"w": jnp.arange(1.0, 4.0)}
+    whole, parts = (
+        gradient_update(loss, optimizer, 0.0, count)(
+            init_state(params, optimizer, 0.0), {}, batch, jax.random.key(1)
+        )[0]
+        for count in (1, 4)
+    )
+    assert jnp.abs(whole.params["w"] - params["w"]).max() > 1
+    np.testing.assert_allclose(parts.params["w"], whole.params["w"], rtol=1e-5)
+
+
 def test_a_wider_network_goes_on_from_a_narrower_one():
     plain = dict(layers=0, window=None, norm_groups=0)
     narrow, wide = (VAE(widths=widths, **plain) for widths in ((4, 8), (6, 16)))

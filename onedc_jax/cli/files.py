@@ -143,6 +143,9 @@ def add(commands) -> None:
 def _encode(arguments: argparse.Namespace) -> int:
     from onedc_jax import transcode
 
+    if arguments.effort and arguments.steps < 4:
+        raise OneDCError("--effort searches for all four steps: leave out --steps and --z-only")
+
     def prepared(codec):
         if not codec.exact:
             say(f"{arguments.model}: {_INEXACT}")

@@ -94,7 +94,8 @@ class Codec:
         puts the prior's means in place of the others; such streams take no effort.
 
         Raises ImageError for another dtype or shape, or more pixels than a stream may declare;
-        ModelError for a quality where the model has no knob.
+        ModelError for a quality where the model has no knob; ValueError for steps or a quality
+        that there are not.
         """
         if steps not in range(stream.STEPS + 1):
             raise ValueError(f"steps must be 0 to {stream.STEPS}, not {steps}")

@@ -129,6 +129,7 @@ class SymbolDecoder:
         words = np.frombuffer(padded, ">u4")[::-1]
         self._coder = stream.stack.AnsCoder(words.astype(np.uint32))
         self._unread = [len(words) - end for end in itertools.accumulate(lengths)]
+        self._begun = bool(lengths)
 
     def decode(self, indices: np.ndarray) -> np.ndarray:
         """Decodes the next step.
@@ -177,7 +178,7 @@ class SymbolDecoder:
             bytes are damaged.
         """
         unread, state = self._coder.pos()
-        if unread or (0 < state < _FULL if cut else state):
+        if unread or (state < _FULL if cut and self._begun else state):
             raise StreamError(
                 "y does not end where it should: the stream is damaged, or of another model or "
                 "machine"

@@ -1,6 +1,6 @@
 """The codecs that everybody has, each from its lowest rate to well above that of a neural one.
 
-All at their libraries' default effort, with 4:2:0 chroma where that is the default.
+With 4:2:0 chroma where that is the default; docs/evaluation.md says with what effort.
 """
 
 import io

@@ -191,6 +191,10 @@ class RateKnob(nn.Module):
 class Codec(nn.Module):
     """The codec proper; defaults are the paper's sizes.
 
+    Channels: of y (`channels`), of the tokens' semantic features (`semantic`), of what the
+    generator is given of both (`features`), and inside: `internal` between the layers,
+    `pixel_features` and `fused_features` of the analysis. `norm_groups` and `norm_local` are those
+    of `layers.GroupNorm`.
     `analysis_unet` holds fields of `AnalysisUNet`. `attention=False` leaves out the analysis'
     attention over all H/16 × W/16 positions, whose cost is quadratic in the number of pixels. With
     several `rates` there is a knob between as many points; methods then take a `rate`, float32 [B]

@@ -330,11 +330,11 @@ def _bounded(path: str, layer: Params) -> bool:
     depthwise = path.endswith("/dw_conv")
     sums = kernel_sums(kernel) * (WIDE if depthwise else LIMIT)
     shift, read = layer["shift"].astype(np.int64), layer.get("input", np.zeros(1, np.int32))
-    left = np.clip(-shift, 0, 30)
-    total = (sums.sum(0) + np.abs(layer["bias"].astype(np.int64))) << left
+    total = sums.sum(0) + np.abs(layer["bias"].astype(np.int64))
+    room = (1 << 29) >> np.clip(-shift, 0, 30)  # of a sum that is shifted left; it would wrap
     return (
         (depthwise or (-KERNEL <= kernel.min() <= kernel.max() <= KERNEL and sums.max() < 1 << 24))
-        and total.max() <= 1 << 29
+        and (total <= room).all()
         and np.abs(shift).max() <= 30
         and -2 <= read.min() <= read.max() <= 30
     )

@@ -156,7 +156,10 @@ class Decoder(nn.Module):
 class VAE(nn.Module):
     """Images in [-1, 1] <-> unscaled latents. The defaults are Stable Diffusion 2.1's.
 
-    `window` is that of the attention in the middle; 0: all is one window, None: no attention.
+    `widths` are the channels of its levels, each half as fine as the one before, with `layers`
+    residual blocks. `window` is that of the attention in the middle; 0: all is one window, None: no
+    attention. The decoder ends in patches of `patch` pixels a side. `transform`: it begins as a
+    block transform, see `transform.py`. `norm_groups` and `norm_local`: see `layers.GroupNorm`.
     """
 
     widths: Sequence[int] = (128, 256, 512, 512)

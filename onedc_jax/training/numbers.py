@@ -35,7 +35,7 @@ def check_numbers(config) -> None:
     if len(scale) != 2 or not 0 < scale[0] <= scale[1]:
         raise OneDCError(f"config.data.scale={scale}: must be two numbers above 0, in order")
     for name in ("dtype", "frozen_dtype"):
-        if flat.get(name, "float32") not in ("float32", "bfloat16", "float16"):
+        if flat.get(name, "float32") not in ("float32", "bfloat16"):
             raise OneDCError(f"config.{name}={flat[name]!r}: must be float32 or bfloat16")
     if flat.get("remat") and not hasattr(jax.checkpoint_policies, flat["remat"]):
         raise OneDCError(f"config.remat={flat['remat']!r}: not one of jax.checkpoint_policies")
