@@ -47,9 +47,10 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
     except AttributeError as error:  # the recipe is locked
-        sys.exit(_fail(f"the recipe has no key {error}"))
+        sys.exit(_fail(f"the recipe has no key {error}".replace('"', "")))
     except (flags.Error, OSError, ValueError) as error:  # a recipe's own words come last
-        sys.exit(_fail(str(error).strip().splitlines()[-1]))
+        line = str(error).strip().splitlines()[-1].strip()
+        sys.exit(_fail(line.removeprefix("ValueError: ")))
 
 
 def _fail(error: str) -> int:

@@ -1,6 +1,7 @@
 """The same job on every file of a folder: which file becomes which, and going on past a bad one."""
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -67,12 +68,14 @@ def for_each(
     work: Callable[[Path, Path], object],
     failed: Callable[[str], object],
     workers: int = 1,
+    stop: threading.Event | None = None,
 ) -> tuple[list, int]:
     """work(file, target) for every job, folders made as needed: (the results, how many failed).
 
     So many `workers` are at it at a time; results and failures are in the order of the jobs. A
     failure that a user can understand is told to `failed` in one line and does not end the job; a
-    ModelError does, since every further file would fail alike.
+    ModelError does, since every further file would fail alike. What is at work when the job ends
+    early, as by Ctrl-C, is waited for; `stop` is set, so that long work may leave.
     """
 
     def made(file: Path, target: Path):
@@ -93,6 +96,8 @@ def for_each(
                 named = str(file) in message or str(target) in message
                 failed(message if named else f"{file}: {message}")
         except BaseException:
+            if stop is not None:
+                stop.set()
             pool.shutdown(cancel_futures=True)
             raise
     return results, failures

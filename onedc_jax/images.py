@@ -133,16 +133,25 @@ def atomic_write(path: str | os.PathLike, data: bytes, overwrite: bool = False) 
             os.replace(temporary, path)
         else:
             _rename_new(temporary, path)
+    except OSError as error:
+        # A full disk names no file, others the temporary one.
+        if error.errno and error.filename in (None, str(temporary), temporary):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
 
 
 def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
-    """Raises FileExistsError where `atomic_write` would, as far as can be known beforehand."""
+    """Raises OSError where `atomic_write` would, as far as can be known beforehand."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
+        if not Path(path).parent.is_dir():
+            raise FileNotFoundError(
+                errno.ENOENT, "no such folder", str(Path(path).parent)
+            ) from None
         return
     if not stat.S_ISREG(mode):
         raise FileExistsError(errno.EEXIST, "exists and is not a regular file", str(path))
@@ -195,6 +204,8 @@ def _pixels(image: Image.Image, notes: list[str]) -> np.ndarray:
     image = _upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bit(image)
+        if not notes or "16-bit" not in notes[-1]:
+            notes.append("grey of more than 8 bits taken as 16-bit, reduced to 8 bit")
     if not image.has_transparency_data:
         return np.array(_srgb(image, notes))
     with_alpha = image.convert("RGBA")

@@ -25,6 +25,7 @@ class Done:
     seconds: float
     notes: tuple[str, ...] = ()
     quality: float | None = None  # 0 to 100, of models with a knob
+    alone: bool = False  # whether there is no y
 
     @property
     def bpp(self) -> float:
@@ -34,6 +35,7 @@ class Done:
     def __str__(self) -> str:
         size = f"{self.width}x{self.height}  {self.size:,} bytes"
         quality = "" if self.quality is None else f"  quality {self.quality:.0f}"
+        quality = "  tokens alone" if self.alone else quality
         return f"{size}  {self.bpp:.3f} bpp{quality}  {self.seconds:.2f} s"
 
 
@@ -68,8 +70,7 @@ def encode(
     data = coded(codec, image)
     seconds = time.perf_counter() - start
     images.atomic_write(target, data, overwrite)
-    quality = stream.inspect(data).header.quality
-    return Done(image.shape[1], image.shape[0], len(data), seconds, tuple(notes), quality)
+    return _done(image, stream.inspect(data), seconds, tuple(notes))
 
 
 def decode(
@@ -94,8 +95,13 @@ def decode(
     seconds = time.perf_counter() - start
     images.write(target, image, overwrite)
     notes = (f"cut short, {_loss(info)}",) if info.cut else ()
-    quality = info.header.quality
-    return Done(image.shape[1], image.shape[0], len(data), seconds, notes, quality)
+    return _done(image, info, seconds, notes)
+
+
+def _done(image, info: stream.Info, seconds: float, notes: tuple[str, ...]) -> Done:
+    height, width, _ = image.shape
+    size, quality = info.file_bytes, info.header.quality
+    return Done(width, height, size, seconds, notes, quality, alone=not info.y_bytes)
 
 
 def _loss(info: stream.Info) -> str:

@@ -118,6 +118,28 @@ def test_a_damaged_model_is_refused_in_one_line(folder, damage, message):
     assert "\n" not in str(error.value)
 
 
+def test_weights_that_changed_on_disk_are_refused(folder):
+    """Orbax reads other bytes of the same length as other weights."""
+    head = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(head | {"checksum": head["checksum"] ^ 1}))
+    with pytest.raises(ModelError, match="params: damaged, its checksum does not match"):
+        checkpoint.load_model(folder)
+    del head["checksum"]  # as folders of before have none
+    (folder / "model.json").write_text(json.dumps(head))
+    checkpoint.load_model(folder)
+
+
+def test_a_checksum_is_of_every_weight(params):
+    before = checkpoint._checksum(params)
+    for change in (("codec", "conv_0", "kernel"), ("vae", "bias")):
+        changed = jax.tree.map(np.copy, params)
+        leaf = changed
+        for name in change:
+            leaf = leaf[name]
+        leaf[-1] *= 2
+        assert checkpoint._checksum(changed) != before
+
+
 def test_a_model_folder_and_its_parent_are_both_its_path(folder):
     assert checkpoint.resolve(folder) == folder
     assert checkpoint.resolve(folder.parent) == folder

@@ -3,8 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
-import time
 import zlib
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from PIL import Image
 import onedc_jax
 from onedc_jax import cli, folders
 from onedc_jax.coding import stream
-from onedc_jax.errors import ImageError, ModelError
+from onedc_jax.errors import ModelError
 
 
 def onedc(capsys, *arguments) -> tuple[int, str, str]:
@@ -209,60 +207,22 @@ def test_info_names_the_embedded_model(capsys, monkeypatch, tmp_path, compressed
     assert json.loads(out)["model"] == "mine"
 
 
-# Names in folders
+# Names and outputs
 
 
-def names(*files: str) -> list[str]:
-    found = folders.targets([Path("in", file) for file in files], Path("in"), Path("out"), ".onedc")
-    return [path.relative_to("out").as_posix() for path in found]
+@pytest.mark.usefixtures("no_model")
+@pytest.mark.parametrize("command", ["encode", "decode", "info"])
+def test_an_empty_name_is_not_the_current_folder(capsys, command):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([command, ""])
+    assert "an empty name" in capsys.readouterr().err
 
 
-def test_subfolders_are_kept():
-    assert names("a.jpg", "b/a.jpg", "b/c.d.png") == ["a.onedc", "b/a.onedc", "b/c.d.onedc"]
-
-
-def test_files_that_would_meet_keep_their_full_names():
-    assert names("a.jpg", "a.png", "b.png") == ["a.jpg.onedc", "a.png.onedc", "b.onedc"]
-    assert names("A.jpg", "a.png") == ["A.jpg.onedc", "a.png.onedc"]
-    assert names("a.jpg", "a.jpg.png", "a.png") == [
-        *("a.jpg.onedc", "a.jpg.png.onedc", "a.png.onedc"),
-    ]
-
-
-def test_files_are_found_sorted_in_all_subfolders_but_hidden_ones(tmp_path):
-    for name in ("b.JPG", "a/c.png", "a/notes.txt", ".hidden.png", ".cache/d.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    found = folders.find(tmp_path, (".png", ".jpg"))
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/c.png", "b.JPG"]
-
-
-def test_a_job_goes_on_past_a_bad_file_but_not_past_a_bad_model(tmp_path):
-    def work(file, _):
-        if file.name == "bad":
-            raise ImageError("no image")
-        if file.name == "hopeless":
-            raise ModelError("no model")
-        return file.name
-
-    jobs = [(Path(name), tmp_path / "new" / name) for name in ("bad", "good", "hopeless")]
-    said = []
-    assert folders.for_each(jobs[:2], work, said.append) == (["good"], 1)
-    assert said == ["bad: no image"]
-    with pytest.raises(ModelError):
-        folders.for_each(jobs, work, said.append)
-
-
-def test_several_are_at_work_and_what_they_make_stays_in_order(tmp_path):
-    both = threading.Barrier(2, timeout=20)
-
-    def work(file, _):
-        both.wait()  # for another worker
-        time.sleep(0.1 * (file.name == "a"))
-        return file.name
-
-    jobs = [(Path(name), tmp_path / name) for name in "abcd"]
-    assert folders.for_each(jobs, work, print, workers=2) == (list("abcd"), 0)
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_closed_outputs_are_no_failure(compressed, closed):
+    command = f"{sys.executable} -m onedc_jax.cli info {compressed} {closed}"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
 
 
 # With a model
@@ -297,7 +257,8 @@ def test_a_cut_file_is_decoded_only_where_that_is_asked_for(capsys, photo, tiny_
 
 
 def test_a_file_of_tokens_alone(capsys, photo, tiny_model):
-    assert onedc(capsys, "encode", photo, "--z-only", "--model", tiny_model)[0] == 0
+    code, out, _ = onedc(capsys, "encode", photo, "--z-only", "--model", tiny_model)
+    assert code == 0 and "  tokens alone  " in out
     assert photo.with_suffix(".onedc").stat().st_size == 6 + 4 + 4
 
 

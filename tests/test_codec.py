@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import MICRO_MODEL
 from pictures import photo
+from PIL import Image
 
 import onedc_jax
 from onedc_jax import quantization
@@ -106,9 +107,26 @@ def test_of_z_alone_the_decoder_holds_the_means_of_the_network(codec):
     np.testing.assert_allclose(held.y_hat, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_number_of_steps_that_cannot_be_is_refused(codec):
-    with pytest.raises(ValueError, match="steps"):
-        codec.encode(photo(64, 64), steps=5)
+def test_what_is_asked_for_and_cannot_be_is_refused(codec):
+    for ask, words in (
+        (lambda: codec.encode(photo(64, 64), steps=5), "steps must be 0 to 4"),
+        (lambda: codec.with_effort(-1), "effort must be 0 or more"),
+        (lambda: stream.rate_of(101), "quality must be 0 to 100"),
+        (lambda: codec.encode(None), "expected pixels uint8"),
+        (lambda: codec.encode([[[0.5] * 3]]), "expected pixels uint8"),
+        (lambda: codec.decode("text"), "a stream is bytes, not str"),
+    ):
+        with pytest.raises(onedc_jax.OneDCError, match=words):
+            ask()
+
+
+def test_whatever_holds_bytes_or_pixels_will_do(codec):
+    image = photo(64, 64)
+    data = codec.encode(image)
+    assert codec.encode(Image.fromarray(image)) == data
+    expected = codec.decode(data)
+    for held in (bytearray(data), memoryview(data), np.frombuffer(data, np.uint8)):
+        np.testing.assert_array_equal(codec.decode(held), expected)
 
 
 @pytest.mark.parametrize(

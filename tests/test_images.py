@@ -272,9 +272,15 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, overwrite):
 
     for name in ("replace", "link"):
         monkeypatch.setattr(images.os, name, fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(OSError, match="No space") as error:
         images.atomic_write(tmp_path / "a", b"data", overwrite)
-    assert list(tmp_path.iterdir()) == []
+    assert error.value.filename == str(tmp_path / "a") and list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder") as error:
+        images.check_free(tmp_path / "no" / "a.png")
+    assert error.value.filename == str(tmp_path / "no")
 
 
 def test_a_written_file_has_the_usual_permissions(tmp_path):

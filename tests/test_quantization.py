@@ -163,5 +163,5 @@ def test_the_command_needs_images_and_replaces_nothing_unasked(folder, tmp_path,
         "no such folder",
         "no image in it",
         "has integers already; --overwrite makes them anew",
-        "exists already; remove it or choose another name",
+        "exists already; --overwrite replaces it",
     ]

@@ -29,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 1: some files of a folder failed; 2: the command failed, and one line on the error
     output says why; 130: interrupted.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before this began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     with suppress(AttributeError):  # a file's name may not be text: print it all the same
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = _parser().parse_args(argv)

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import onedc_jax
 
@@ -40,6 +41,13 @@ def count(text: str, least: int = 1) -> int:
         bound = "above 0" if least else "from 0 on"
         raise argparse.ArgumentTypeError(f"{text} is no whole number {bound}")
     return int(text)
+
+
+def path(text: str) -> Path:
+    """A type of arguments: a path. An empty one would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name (of a variable that is not set?)")
+    return Path(text)
 
 
 def quiet() -> None:

@@ -1,9 +1,8 @@
 """eval: codecs over images, and a report to read and to look at."""
 
 import argparse
-from pathlib import Path
 
-from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, count, quiet, say
+from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, count, path, quiet, say
 from onedc_jax.errors import OneDCError
 
 _EVAL = """\
@@ -40,13 +39,13 @@ def add(commands) -> None:
     child = command(commands, "eval", _eval, "a model against other codecs", _EVAL, _EVAL_EXAMPLES)
     child.add_argument(
         "--images",
-        type=Path,
+        type=path,
         nargs="+",
         required=True,
         metavar="PATH",
         help="folders of images, or images",
     )
-    child.add_argument("--out", type=Path, required=True, metavar="DIR", help="the report's folder")
+    child.add_argument("--out", type=path, required=True, metavar="DIR", help="the report's folder")
     child.add_argument(
         "--models",
         type=_names,
@@ -69,7 +68,7 @@ def add(commands) -> None:
     )
     child.add_argument(
         "--external",
-        type=Path,
+        type=path,
         action="append",
         default=[],
         metavar="TOML",
@@ -90,7 +89,7 @@ def add(commands) -> None:
     )
     child.add_argument("--limit", type=count, metavar="N", help="the first N images only")
     child.add_argument(
-        "--inception", type=Path, metavar="DIR", help="FID's network, by onedc convert-part"
+        "--inception", type=path, metavar="DIR", help="FID's network, by onedc convert-part"
     )
 
 

@@ -2,9 +2,8 @@
 
 import argparse
 import re
-from pathlib import Path
 
-from onedc_jax.cli.common import command, loader
+from onedc_jax.cli.common import command, loader, path
 from onedc_jax.errors import OneDCError
 
 _EXPORT = """\
@@ -28,7 +27,7 @@ def add(commands) -> None:
     child.add_argument(
         "--size", type=_size, required=True, metavar="WxH", help="of the images, in pixels"
     )
-    child.add_argument("--out", type=Path, required=True, metavar="FILE", help="the file to write")
+    child.add_argument("--out", type=path, required=True, metavar="FILE", help="the file to write")
     child.add_argument(
         "--platforms",
         type=lambda text: text.split(","),

@@ -6,12 +6,13 @@ import json
 import math
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from onedc_jax import folders
-from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, count, loader, say
+from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, count, loader, path, say
 from onedc_jax.errors import OneDCError
 
 _PRESETS = Path(__file__).parent.parent / "presets"
@@ -66,10 +67,10 @@ def add(commands) -> None:
         name: str, run: Callable, help: str, description: str, epilog: str
     ) -> argparse.ArgumentParser:
         child = command(commands, name, run, help, description, epilog)
-        child.add_argument("input", type=Path, metavar="INPUT", help="a file, or a folder")
+        child.add_argument("input", type=path, metavar="INPUT", help="a file, or a folder")
         child.add_argument(
             "output",
-            type=Path,
+            type=path,
             nargs="?",
             metavar="OUTPUT",
             help="a file (for a folder: a folder, made as needed); by default beside the input",
@@ -95,13 +96,14 @@ def add(commands) -> None:
         "--target-bpp",
         type=_number(1e-9, 1e3),
         metavar="B",
-        help="the quality whose file is nearest to so many bits a pixel",
+        help="the quality whose file is nearest to so many bits a pixel; below the lowest quality "
+        "detail is left out, down to the tokens alone",
     )
     amount.add_argument(
         "--max-bytes",
         type=count,
         metavar="N",
-        help="the best quality whose file has at most N bytes",
+        help="the best quality whose file has at most N bytes; likewise",
     )
     amount.add_argument(
         "--steps",
@@ -136,7 +138,7 @@ def add(commands) -> None:
     child = command(
         commands, "info", _info, help, "Says " + help + ", without a model.", _INFO_EXAMPLES
     )
-    child.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a .onedc file")
+    child.add_argument("files", type=path, nargs="+", metavar="FILE", help="a .onedc file")
     child.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
@@ -149,10 +151,17 @@ def _encode(arguments: argparse.Namespace) -> int:
     def prepared(codec):
         if not codec.exact:
             say(f"{arguments.model}: {_INEXACT}")
-        return codec.with_effort(arguments.effort, iter if arguments.input.is_dir() else _bar)
+        return codec.with_effort(arguments.effort, until_stop if folder else _bar)
 
+    def until_stop(steps: Iterable) -> Iterable:
+        for step in steps:
+            if stop.is_set():
+                raise KeyboardInterrupt
+            yield step
+
+    folder, stop = arguments.input.is_dir(), threading.Event()
     load = loader(arguments.model, prepared)
-    return _transcode(transcode.ENCODE, arguments, load, coded=_coded(arguments))
+    return _transcode(transcode.ENCODE, arguments, load, stop, coded=_coded(arguments))
 
 
 def _bar(steps: Iterable) -> Iterable:
@@ -191,16 +200,23 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     allowed = arguments.allow_truncated
     load = loader(arguments.model)
-    return _transcode(transcode.DECODE, arguments, load, allow_truncated=allowed)
+    stop = threading.Event()
+    return _transcode(transcode.DECODE, arguments, load, stop, allow_truncated=allowed)
 
 
-def _transcode(direction, arguments: argparse.Namespace, load: Callable, **options) -> int:
+def _transcode(
+    direction, arguments: argparse.Namespace, load: Callable, stop: threading.Event, **options
+) -> int:
+    """`stop` is set where a folder is left early."""
     direction = replace(direction, work=functools.partial(direction.work, **options))
     source, target = arguments.input, arguments.output
     if source.is_dir():
-        return _transcode_folder(direction, source, target or source, load, arguments.overwrite)
+        target = target or source
+        return _transcode_folder(direction, source, target, load, arguments.overwrite, stop)
     source.stat()  # before anything else, to say that there is no such file
     beside = source.with_suffix(direction.target_suffix)
+    if target is None and beside == source:
+        raise OneDCError(f"{source}: has the name of what is to be made; name an output as well")
     target = target or beside
     if target.is_dir():
         target = target / beside.name
@@ -216,7 +232,7 @@ def _transcode(direction, arguments: argparse.Namespace, load: Callable, **optio
 
 
 def _transcode_folder(
-    direction, source: Path, target: Path, load: Callable, overwrite: bool
+    direction, source: Path, target: Path, load: Callable, overwrite: bool, stop: threading.Event
 ) -> int:
     from tqdm import tqdm
 
@@ -243,7 +259,7 @@ def _transcode_folder(
             return done
 
         jobs = zip(files, places, strict=True)
-        results, failed = folders.for_each(jobs, work, say, workers())
+        results, failed = folders.for_each(jobs, work, say, workers(), stop)
     total = f"{len(results)} {direction.verb}, {failed} failed"
     if results:
         mean = sum(done.bpp for done in results) / len(results)
@@ -305,6 +321,7 @@ def _as_text(facts: dict) -> str:
     if facts["rate"] is not None:
         rows["quality"] = f"{facts['quality']:.0f}  (rate {facts['rate']} of 255)"
     rows |= {part: f"{facts[part + '_bytes']:,} bytes" for part in ("header", "z", "y", "checksum")}
+    rows["header"] += "  (with the lengths of y's steps)" * bool(facts["y_bytes"])
     if facts["y_bytes"]:
         steps = " + ".join(f"{count:,}" for count in facts["step_bytes"])
         rows["y"] += f"  (steps {steps})"
@@ -318,7 +335,7 @@ def _as_text(facts: dict) -> str:
 
 def _preset_of(fingerprint: int) -> str | None:
     """The name of the embedded preset whose model.json states this fingerprint."""
-    for path in sorted(_PRESETS.glob("*/model.json")):
-        if json.loads(path.read_text()).get("fingerprint") == fingerprint:
-            return path.parent.name
+    for file in sorted(_PRESETS.glob("*/model.json")):
+        if json.loads(file.read_text()).get("fingerprint") == fingerprint:
+            return file.parent.name
     return None

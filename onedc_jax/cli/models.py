@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from onedc_jax.cli.common import command, quiet
+from onedc_jax.cli.common import command, path, quiet
 from onedc_jax.errors import OneDCError
 
 _CONVERT = """\
@@ -58,9 +58,9 @@ def add(commands) -> None:
         ("--vae", "DIR", "the VAE's folder or file"),
         ("--out", "CKPT", "the model folder to make"),
     ):
-        child.add_argument(name, type=Path, required=True, metavar=metavar, help=help)
+        child.add_argument(name, type=path, required=True, metavar=metavar, help=help)
     child.add_argument(
-        "--config", type=Path, metavar="JSON", help="the model's widths, if not the released ones"
+        "--config", type=path, metavar="JSON", help="the model's widths, if not the released ones"
     )
     child.add_argument(
         "--merge-lora", action="store_true", help="add the low-rank updates to their base weights"
@@ -74,7 +74,7 @@ def add(commands) -> None:
     kinds = ("unet", "vae", "text", "tokenizer", "lpips", "inception")
     child.add_argument("kind", choices=kinds, metavar="KIND", help="what it is, see above")
     child.add_argument(
-        "source", type=Path, metavar="SOURCE", help="a file, its folder or that of a pipeline"
+        "source", type=path, metavar="SOURCE", help="a file, its folder or that of a pipeline"
     )
     for name, metavar, help in (
         ("--out", "DIR", "the model folder to make"),
@@ -82,7 +82,7 @@ def add(commands) -> None:
         ("--tokenizer", "DIR", "text: vocab.json and merges.txt, if not beside the source"),
         ("--config", "JSON", "the network's widths, if not the released ones"),
     ):
-        child.add_argument(name, type=Path, required=name == "--out", metavar=metavar, help=help)
+        child.add_argument(name, type=path, required=name == "--out", metavar=metavar, help=help)
     stored_type(child)
 
 

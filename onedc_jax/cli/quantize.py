@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onedc_jax import folders
-from onedc_jax.cli.common import SOME_FAILED, command, count, quiet
+from onedc_jax.cli.common import SOME_FAILED, command, count, path, quiet
 from onedc_jax.errors import OneDCError
 
 _SIDE = 512  # of the crops that are looked at: one size, one program
@@ -31,10 +31,10 @@ def add(commands) -> None:
     child = command(commands, "quantize", _quantize, help, _QUANTIZE, _EXAMPLES)
     child.add_argument("model", metavar="MODEL", help="a model folder, training run or preset")
     child.add_argument(
-        "--images", type=Path, required=True, metavar="DIR", help="a folder of photos"
+        "--images", type=path, required=True, metavar="DIR", help="a folder of photos"
     )
     child.add_argument(
-        "--out", type=Path, metavar="DIR", help="the model folder to make (default: add to MODEL)"
+        "--out", type=path, metavar="DIR", help="the model folder to make (default: add to MODEL)"
     )
     child.add_argument(
         "--limit",
@@ -62,6 +62,8 @@ def _quantize(arguments: argparse.Namespace) -> int:
     source = checkpoint.resolve(arguments.model)
     out = arguments.out or source
     if arguments.out:
+        if (out / "model.json").is_file() and not arguments.overwrite:
+            raise OneDCError(f"{out}: exists already; --overwrite replaces it")
         checkpoint.refuse_existing(out, arguments.overwrite)
     config, params = checkpoint.load_model(source)
     if not arguments.out and "entropy" in params and not arguments.overwrite:

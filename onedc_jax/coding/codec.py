@@ -17,7 +17,7 @@ from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
 from onedc_jax.coding.networks import Networks
 from onedc_jax.coding.path import FloatPath, IntegerPath, knob_place
 from onedc_jax.coding.refinement import Refinement
-from onedc_jax.errors import ImageError, ModelError, StreamError
+from onedc_jax.errors import ImageError, ModelError, OneDCError, StreamError
 from onedc_jax.models import integer
 from onedc_jax.models.onedc import OneDC
 
@@ -60,6 +60,8 @@ class Codec:
         See `refinement.py`. `watch` is given the steps before they are taken, for a progress bar.
         Raises ModelError where LPIPS's weights are missing.
         """
+        if steps < 0:
+            raise OneDCError(f"effort must be 0 or more steps, not {steps}")
         if not steps:
             return replace(self, refinement=None)
         return replace(self, refinement=Refinement.of(self.networks, self.path, steps, watch))
@@ -94,11 +96,11 @@ class Codec:
         puts the prior's means in place of the others; such streams take no effort.
 
         Raises ImageError for another dtype or shape, or more pixels than a stream may declare;
-        ModelError for a quality where the model has no knob; ValueError for steps or a quality
+        ModelError for a quality where the model has no knob; OneDCError for steps or a quality
         that there are not.
         """
         if steps not in range(stream.STEPS + 1):
-            raise ValueError(f"steps must be 0 to {stream.STEPS}, not {steps}")
+            raise OneDCError(f"steps must be 0 to {stream.STEPS}, not {steps}")
         rate = self._rate(quality)
         return self._coder(image)(rate, steps, self.refinement)
 
@@ -142,6 +144,7 @@ class Codec:
 
     def _coder(self, image: np.ndarray) -> Callable[[int | None, int, Refinement | None], bytes]:
         """The streams of an image: (rate, steps, refinement) -> bytes."""
+        image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(
                 f"expected pixels uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
@@ -218,6 +221,10 @@ class Codec:
 
     def _unpack(self, data: bytes, allow_truncated: bool) -> stream.Content:
         """What a stream holds, if it was made with this model and this arithmetic."""
+        try:
+            data = memoryview(data).tobytes()
+        except TypeError:
+            raise StreamError(f"a stream is bytes, not {type(data).__name__}") from None
         content = stream.unpack(data, allow_truncated)
         header, own = content.header, self.path
         if header.arithmetic != own.arithmetic:

@@ -46,6 +46,15 @@ def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Code
     return Codec(str(name_or_path), networks, entropy_path)
 
 
+def _shapes(path: Path, model: OneDC) -> Any:
+    """`param_shapes`; ModelError where a changed configuration has none."""
+    try:
+        return param_shapes(model)
+    except Exception as error:  # whatever layers that do not fit raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ModelError(f"{path / 'model.json'}: its layers do not fit ({reason})") from error
+
+
 def _weights(path: Path, model: OneDC) -> tuple[Any, Any]:
     """The folder's parameters in float32, for `folded(model)`, and its integers or None."""
     params = load_model(path)[1]
@@ -55,7 +64,7 @@ def _weights(path: Path, model: OneDC) -> tuple[Any, Any]:
     sealed = is_sealed(path, params)
     entropy = params.pop("entropy", None)
     if not sealed:
-        check_tree(params, param_shapes(model))
+        check_tree(params, _shapes(path, model))
     if entropy is not None:
         integer.check(entropy, params["codec"])
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)

@@ -12,7 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from onedc_jax.errors import ImageError, StreamError
+from onedc_jax.errors import ImageError, OneDCError, StreamError
 
 VERSION = 1
 STEPS = 4
@@ -177,9 +177,9 @@ def pack(header: Header, z: np.ndarray, y: bytes = b"", words: Sequence[int] = (
 
 
 def rate_of(quality: float) -> int:
-    """The rate, as a header has it, that is nearest to a quality of 0 to 100. ValueError beyond."""
+    """The rate, as a header has it, that is nearest to a quality of 0 to 100. OneDCError beyond."""
     if not 0 <= quality <= 100:
-        raise ValueError(f"quality must be 0 to 100, not {quality}")
+        raise OneDCError(f"quality must be 0 to 100, not {quality}")
     return round(quality / 100 * _MAX_RATE)
 
 

@@ -101,15 +101,19 @@ def build(config: Mapping[str, Any]) -> OneDC:
     """The model of a plain nested configuration {"vae": .., "codec": .., "generator": ..}.
 
     What is left out has the paper's sizes; {"generator": {"unet": {"rank": 64}}} is the released
-    model, `build({})` the same with its LoRA merged. An unknown key raises a TypeError.
+    model, `build({})` the same with its LoRA merged. An unknown key raises a TypeError, as does a
+    timestep that there is not.
     """
     parts = {key: hashable(value) for key, value in config.items()}
-    return OneDC(
+    model = OneDC(
         vae=VAE(**parts.pop("vae", {})),
         codec=Codec(**parts.pop("codec", {})),
         generator=Generator(**parts.pop("generator", {})),
         **parts,
     )
+    if model.generator.timestep not in range(1000):
+        raise TypeError(f"timestep {model.generator.timestep!r}: must be 0 to 999")
+    return model
 
 
 def hashable(value: Any) -> Any:

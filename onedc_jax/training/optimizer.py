@@ -39,7 +39,7 @@ def make_optimizer(config, updates: int = 0) -> optax.GradientTransformation:
             if last <= config.warmup:
                 raise OneDCError(
                     f"steps={config.steps}: of {last} updates, where a cosine schedule needs more "
-                    f"than its warm-up, warmup={config.warmup}"
+                    f"than its warm-up, warmup={config.warmup}: choose more steps or a smaller one"
                 )
             return optax.warmup_cosine_decay_schedule(
                 0.0, peak, config.warmup, last, peak * config.final_lr

@@ -1,0 +1,78 @@
+"""The same job on every file of a folder: which become which, failures, several at a time."""
+
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from onedc_jax import folders
+from onedc_jax.errors import ImageError, ModelError
+
+
+def names(*files: str) -> list[str]:
+    found = folders.targets([Path("in", file) for file in files], Path("in"), Path("out"), ".onedc")
+    return [path.relative_to("out").as_posix() for path in found]
+
+
+def test_subfolders_are_kept():
+    assert names("a.jpg", "b/a.jpg", "b/c.d.png") == ["a.onedc", "b/a.onedc", "b/c.d.onedc"]
+
+
+def test_files_that_would_meet_keep_their_full_names():
+    assert names("a.jpg", "a.png", "b.png") == ["a.jpg.onedc", "a.png.onedc", "b.onedc"]
+    assert names("A.jpg", "a.png") == ["A.jpg.onedc", "a.png.onedc"]
+    assert names("a.jpg", "a.jpg.png", "a.png") == [
+        *("a.jpg.onedc", "a.jpg.png.onedc", "a.png.onedc"),
+    ]
+
+
+def test_files_are_found_sorted_in_all_subfolders_but_hidden_ones(tmp_path):
+    for name in ("b.JPG", "a/c.png", "a/notes.txt", ".hidden.png", ".cache/d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = folders.find(tmp_path, (".png", ".jpg"))
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/c.png", "b.JPG"]
+
+
+def test_a_job_goes_on_past_a_bad_file_but_not_past_a_bad_model(tmp_path):
+    def work(file, _):
+        if file.name == "bad":
+            raise ImageError("no image")
+        if file.name == "hopeless":
+            raise ModelError("no model")
+        return file.name
+
+    jobs = [(Path(name), tmp_path / "new" / name) for name in ("bad", "good", "hopeless")]
+    said = []
+    assert folders.for_each(jobs[:2], work, said.append) == (["good"], 1)
+    assert said == ["bad: no image"]
+    with pytest.raises(ModelError):
+        folders.for_each(jobs, work, said.append)
+
+
+def test_several_are_at_work_and_what_they_make_stays_in_order(tmp_path):
+    both = threading.Barrier(2, timeout=20)
+
+    def work(file, _):
+        both.wait()  # for another worker
+        time.sleep(0.1 * (file.name == "a"))
+        return file.name
+
+    jobs = [(Path(name), tmp_path / name) for name in "abcd"]
+    assert folders.for_each(jobs, work, print, workers=2) == (list("abcd"), 0)
+
+
+def test_a_job_that_ends_early_tells_those_at_work(tmp_path):
+    stop, begun = threading.Event(), threading.Event()
+
+    def work(file, _):
+        if file.name == "bad":
+            assert begun.wait(20)
+            raise ModelError("no model")
+        begun.set()
+        assert stop.wait(20)
+
+    jobs = [(Path(name), tmp_path / name) for name in ("bad", "long")]
+    with pytest.raises(ModelError):
+        folders.for_each(jobs, work, print, 2, stop)
