@@ -190,7 +190,7 @@ def _checksum(params: Any) -> int:
     """CRC-32 of all weights, in the order of their names: damage that Orbax does not notice."""
     found = 0
     for leaf in named(params).values():
-        found = zlib.crc32(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8), found)
+        found = zlib.crc32(np.ascontiguousarray(leaf).view(np.uint8), found)
     return found
 
 

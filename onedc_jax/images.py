@@ -196,6 +196,8 @@ def _notes(image: Image.Image) -> list[str]:
         notes.append(f"first of {image.n_frames} frames")
     if image.format in ("PNG", "TIFF") and ";16" in str(image.tile):
         notes.append("16-bit reduced to 8 bit")
+    elif image.mode == "I":
+        notes.append("grey of more than 8 bits taken as 16-bit, reduced to 8 bit")
     return notes
 
 
@@ -204,8 +206,6 @@ def _pixels(image: Image.Image, notes: list[str]) -> np.ndarray:
     image = _upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _eight_bit(image)
-        if not notes or "16-bit" not in notes[-1]:
-            notes.append("grey of more than 8 bits taken as 16-bit, reduced to 8 bit")
     if not image.has_transparency_data:
         return np.array(_srgb(image, notes))
     with_alpha = image.convert("RGBA")

@@ -277,6 +277,14 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, overwrite):
     assert error.value.filename == str(tmp_path / "a") and list(tmp_path.iterdir()) == []
 
 
+def test_grey_of_32_bits_is_taken_as_16_and_that_is_said(tmp_path):
+    values = np.array([[0, 32896], [65535, 257]], np.int32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    found, notes = images.read(tmp_path / "a.tif")
+    assert found[..., 0].tolist() == [[0, 128], [255, 1]]
+    assert notes == ["grey of more than 8 bits taken as 16-bit, reduced to 8 bit"]
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no such folder") as error:
         images.check_free(tmp_path / "no" / "a.png")

@@ -200,12 +200,15 @@ def _decode(arguments: argparse.Namespace) -> int:
 
     allowed = arguments.allow_truncated
     load = loader(arguments.model)
-    stop = threading.Event()
-    return _transcode(transcode.DECODE, arguments, load, stop, allow_truncated=allowed)
+    return _transcode(transcode.DECODE, arguments, load, allow_truncated=allowed)
 
 
 def _transcode(
-    direction, arguments: argparse.Namespace, load: Callable, stop: threading.Event, **options
+    direction,
+    arguments: argparse.Namespace,
+    load: Callable,
+    stop: threading.Event | None = None,
+    **options,
 ) -> int:
     """`stop` is set where a folder is left early."""
     direction = replace(direction, work=functools.partial(direction.work, **options))
@@ -232,7 +235,12 @@ def _transcode(
 
 
 def _transcode_folder(
-    direction, source: Path, target: Path, load: Callable, overwrite: bool, stop: threading.Event
+    direction,
+    source: Path,
+    target: Path,
+    load: Callable,
+    overwrite: bool,
+    stop: threading.Event | None,
 ) -> int:
     from tqdm import tqdm
 
@@ -321,8 +329,8 @@ def _as_text(facts: dict) -> str:
     if facts["rate"] is not None:
         rows["quality"] = f"{facts['quality']:.0f}  (rate {facts['rate']} of 255)"
     rows |= {part: f"{facts[part + '_bytes']:,} bytes" for part in ("header", "z", "y", "checksum")}
-    rows["header"] += "  (with the lengths of y's steps)" * bool(facts["y_bytes"])
     if facts["y_bytes"]:
+        rows["header"] += "  (with the lengths of y's steps)"
         steps = " + ".join(f"{count:,}" for count in facts["step_bytes"])
         rows["y"] += f"  (steps {steps})"
     if facts["cut"]:
