@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def test_jax_arrays_come_back_as_numpy_arrays(tmp_path, params):
 
 def test_nothing_but_the_model_is_left_behind(folder):
     assert [path.name for path in folder.parent.iterdir()] == ["model"]
-    assert {path.name for path in folder.iterdir()} == {"model.json", "params"}
+    assert {path.name for path in folder.iterdir()} == {"model.json", "params", "params.sfv"}
 
 
 def test_an_existing_model_is_kept(folder, params):
@@ -94,6 +95,17 @@ def truncate_values(folder):
     largest.write_bytes(largest.read_bytes()[:-20])
 
 
+def invert_values(folder):
+    """Of the same length: Orbax reads other weights."""
+    largest = max((folder / "params").rglob("*"), key=lambda p: p.is_file() and p.stat().st_size)
+    data = largest.read_bytes()
+    largest.write_bytes(data[:-20] + bytes(255 - x for x in data[-20:]))
+
+
+def write_sums(data):
+    return lambda folder: (folder / "params.sfv").write_bytes(data)
+
+
 def write_json(text):
     return lambda folder: (folder / "model.json").write_text(text)
 
@@ -106,38 +118,38 @@ def write_json(text):
         (write_json("{"), "not valid JSON"),
         (write_json("[]"), "format None"),
         (write_json(json.dumps({"format": 2})), "format 2"),
-        (remove_params, "params: missing or damaged"),
-        (empty_params, "params: missing or damaged"),
-        (truncate_values, "params: missing or damaged"),
+        (remove_params, r"params/.*: missing or damaged; copy the folder anew"),
+        (empty_params, r"params/.*: missing or damaged; copy the folder anew"),
+        (truncate_values, r"params/.*: missing or damaged; copy the folder anew"),
+        (invert_values, r"params/.*: missing or damaged; copy the folder anew"),
+        (write_sums(b"\xff\0"), "params.sfv: cannot be read"),
+        (write_sums(b"?"), "missing or damaged"),
+        (write_sums(b"params/\0 00"), "missing or damaged"),
     ],
 )
-def test_a_damaged_model_is_refused_in_one_line(folder, damage, message):
+def test_a_damaged_model_is_refused_in_one_line(folder, damage, message, capfd):
     damage(folder)
     with pytest.raises(ModelError, match=message) as error:
         checkpoint.load_model(folder)
     assert "\n" not in str(error.value)
+    assert capfd.readouterr() == ("", "")  # as Orbax, of damaged files, leaves it not
 
 
-def test_weights_that_changed_on_disk_are_refused(folder):
-    """Orbax reads other bytes of the same length as other weights."""
-    head = json.loads((folder / "model.json").read_text())
-    (folder / "model.json").write_text(json.dumps(head | {"checksum": head["checksum"] ^ 1}))
-    with pytest.raises(ModelError, match="params: damaged, its checksum does not match"):
-        checkpoint.load_model(folder)
-    del head["checksum"]  # as folders of before have none
-    (folder / "model.json").write_text(json.dumps(head))
+def test_weights_of_folders_without_sums_are_refused_where_orbax_notices(folder):
+    (folder / "params.sfv").unlink()  # as older folders have none
     checkpoint.load_model(folder)
+    remove_params(folder)
+    with pytest.raises(ModelError, match="params: missing or damaged"):
+        checkpoint.load_model(folder)
 
 
-def test_a_checksum_is_of_every_weight(params):
-    before = checkpoint._checksum(params)
-    for change in (("codec", "conv_0", "kernel"), ("vae", "bias")):
-        changed = jax.tree.map(np.copy, params)
-        leaf = changed
-        for name in change:
-            leaf = leaf[name]
-        leaf[-1] *= 2
-        assert checkpoint._checksum(changed) != before
+def test_every_file_of_the_weights_has_its_crc(folder):
+    lines = (folder / "params.sfv").read_text().splitlines()
+    listed = dict(line.rsplit(" ", 1) for line in lines)
+    files = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
+    assert files - listed.keys() == {"model.json", "params.sfv"}
+    for name, found in listed.items():
+        assert int(found, 16) == zlib.crc32((folder / name).read_bytes())
 
 
 def test_a_model_folder_and_its_parent_are_both_its_path(folder):
