@@ -24,8 +24,6 @@ def main(source: Path, name: str) -> None:
     count = sum(x.size for x in jax.tree.leaves(params))
     params |= {} if integers is None else {"entropy": integers}
     checkpoint.save_model(PRESETS / name, config, params, overwrite=True)
-    # Orbax notes the path that it wrote to, which says something of this machine alone.
-    (PRESETS / name / "params" / "commit_success.txt").write_text("params\n")
     size = sum(path.stat().st_size for path in (PRESETS / name).rglob("*") if path.is_file())
     print(f"{PRESETS / name}: {count / 1e6:.2f} M parameters, {size / 1e6:.1f} MB")
 

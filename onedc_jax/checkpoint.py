@@ -95,6 +95,8 @@ def save_model(
             # Numpy arrays carry no device or mesh into the file, so that any machine can load it.
             ocp.save(new / "params", jax.device_get(params))
         if first:
+            if (mark := new / "params" / "commit_success.txt").exists():
+                mark.write_text("params\n")  # not where it was written, which is gone
             files = sorted(file for file in (new / "params").rglob("*") if file.is_file())
             lines = [f"{file.relative_to(new).as_posix()} {_crc32(file)}\n" for file in files]
             (new / _SUMS).write_text("".join(lines))

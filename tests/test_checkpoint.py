@@ -55,6 +55,11 @@ def test_nothing_but_the_model_is_left_behind(folder):
     assert {path.name for path in folder.iterdir()} == {"model.json", "params", "params.sfv"}
 
 
+def test_a_folder_does_not_say_where_it_was_made(folder):
+    place = str(folder.parent).encode()
+    assert not [p for p in folder.rglob("*") if p.is_file() and place in p.read_bytes()]
+
+
 def test_an_existing_model_is_kept(folder, params):
     with pytest.raises(ModelError, match="exists already"):
         checkpoint.save_model(folder, {}, params)
