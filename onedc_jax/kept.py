@@ -79,4 +79,5 @@ def _age(path: Path) -> float:
 
 
 def _digest(*of: str) -> str:
-    return hashlib.sha256("\n".join(of).encode()).hexdigest()[:32]
+    # A path need not be UTF-8; Python has surrogates for its other bytes.
+    return hashlib.sha256("\n".join(of).encode(errors="surrogatepass")).hexdigest()[:32]

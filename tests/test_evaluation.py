@@ -1,6 +1,8 @@
 """Rows of a report: measured once, kept, and found again."""
 
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -69,16 +71,47 @@ def test_another_version_or_another_image_is_coded_anew(folder, tmp_path):
     assert changed.coded == 3
 
 
-def test_a_row_without_a_metric_or_its_file_is_measured_again(folder, tmp_path):
+def test_a_row_without_its_file_is_coded_again(folder, tmp_path):
     out, codec = tmp_path / "out", Green(qualities=(1,))
     first = rows_of([codec], folder, out)
     (out / first[0]["file"]).unlink()
     rows_of([codec], folder, out)
     assert codec.coded == 3
+
+
+def test_a_new_metric_is_measured_on_the_files_that_are_there(folder, tmp_path):
+    out, codec = tmp_path / "out", Green(qualities=(1,))
+    first = rows_of([codec], folder, out)
+    more = lambda a, b: distance(a, b) | {"new": float(np.abs(a - b.astype(float)).mean())}
     with Folder(out) as report:
-        more = (*Distances.names, "new")
-        list(run([codec], results.find([folder]), distance, more, report))
-    assert codec.coded == 5
+        rows = run([codec], results.find([folder]), more, (*Distances.names, "new"), report)
+        next(rows)  # and is cut off
+    with Folder(out) as report:
+        rows = list(run([codec], results.find([folder]), more, (*Distances.names, "new"), report))
+    assert codec.coded == 2 and all(row.pop("new") > 0 for row in rows)
+    assert rows == first
+
+
+def test_of_a_row_that_was_replaced_the_last_stays(folder, tmp_path):
+    file = tmp_path / "out" / "results.jsonl"
+    rows = rows_of([Green(qualities=(1,))], folder, tmp_path / "out")
+    newer = rows[0] | {"psnr": 1.0}
+    with open(file, "a") as lines:
+        lines.write(json.dumps(newer) + "\n" + json.dumps(rows[1] | {"error": "x"}) + "\n")
+    assert results.read(file) == [rows[1], newer]
+    with Folder(tmp_path / "out"):
+        assert [json.loads(line) for line in file.read_text().splitlines()] == [rows[1], newer]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other file systems have no such names")
+def test_a_name_that_is_not_utf_8_is_measured(folder, tmp_path):
+    name = os.fsdecode(b"\xe9.png")
+    (folder / "0.png").rename(folder / name)
+    (folder / "1.png").write_bytes(b"none")
+    first = rows_of([Green()], folder, tmp_path / "out")
+    again = rows_of([mended := Green()], folder, tmp_path / "out")
+    assert mended.coded == 0 and {row["image"] for row in again} == {"1.png", name}
+    assert len(first) == len(again) == 4
 
 
 def test_a_run_that_was_cut_off_goes_on(folder, tmp_path):

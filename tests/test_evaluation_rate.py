@@ -27,17 +27,29 @@ def lpips(r):
     return 0.3 - 0.1 * np.log2(r)
 
 
-POINTS = [
+ALL = [
     *codec("anchor", RATES, psnr=psnr, lpips_vgg=lpips),
     # The same quality for 20 % less.
     *codec("better", 0.8 * RATES, psnr=lambda r: psnr(r / 0.8), lpips_vgg=lambda r: lpips(r / 0.8)),
     *codec("single", [0.2], psnr=lambda r: psnr(0.4), lpips_vgg=lambda r: 0.9),
     *codec("far", [4, 8], psnr=psnr, lpips_vgg=lpips),
 ]
+POINTS = dict.fromkeys(("psnr", "lpips_vgg"), ALL)
 
 
 def row(codec="a", quality=1, **values) -> dict:
-    return {"codec": codec, "version": "1", "quality": quality, "bpp": 1.0} | values
+    row = {"image": "i", "digest": "1", "codec": codec, "version": "1", "quality": quality}
+    return row | {"bpp": 1.0} | values
+
+
+def two_images() -> list[dict]:
+    """Codecs a and b, alike on a large image; on one too small for MS-SSIM b costs 1 bpp more."""
+    rows = []
+    for name, more in (("a", 0.0), ("b", 1.0)):
+        for n, bpp in enumerate(RATES):
+            rows.append(row(name, n, bpp=bpp, psnr=psnr(bpp), ms_ssim=1 - 0.1 / bpp))
+            rows.append(row(name, n, image="small", bpp=bpp + more, psnr=psnr(bpp), ms_ssim=None))
+    return rows
 
 
 def test_means_are_over_the_rows_that_have_a_value():
@@ -52,6 +64,36 @@ def test_means_are_over_the_rows_that_have_a_value():
     assert second["psnr"] == math.inf and second["images"] == 1
 
 
+def test_curves_are_means_of_rate_and_metric_over_the_same_images():
+    pytest.importorskip("bjontegaard")
+    found = rate.comparable(two_images())
+    assert {name: {p["images"] for p in own} for name, own in found.items()} == {
+        "psnr": {2},
+        "ms_ssim": {1},
+    }
+    deltas, _ = rate.compare(found, "a")
+    by_metric = {row["metric"]: row["pchip"] for row in deltas}
+    assert by_metric["ms_ssim"] == pytest.approx(0, abs=1e-9) and by_metric["psnr"] > 50
+
+
+def test_an_image_that_a_codec_lacks_at_a_quality_is_not_compared():
+    rows = [row("b", 0, image="bad", error="x"), row("a", 0, image="bad", psnr=9), *two_images()]
+    assert rate.common(rows, "psnr") == two_images()
+    (_, *rest) = two_images()  # the large image lacks a point now
+    assert {row["image"] for row in rate.common(rest, "psnr")} == {"small"}
+    assert rate.comparable([row("a", psnr=1), row("b", image="j", psnr=1)]) == {"psnr": []}
+
+
+def test_what_was_measured_again_counts_once():
+    old = (
+        row("a", bpp=1),
+        row("a", bpp=2, version="2"),
+        row("b", bpp=3),
+        row("b", bpp=4, digest="2"),
+    )
+    assert rate.latest(old) == [old[1], old[3]]
+
+
 def test_a_curve_keeps_what_is_worth_its_rate():
     values = {0.1: 20, 0.2: 19, 0.4: 30, 0.8: 31}
     points = codec("a", [0.4, 0.1, 0.2, 0.8], psnr=values.get)
@@ -63,7 +105,7 @@ def test_a_curve_keeps_what_is_worth_its_rate():
 @pytest.mark.parametrize("metric", ["psnr", "lpips_vgg"])
 def test_a_codec_of_a_fifth_less_rate_saves_a_fifth(metric):
     pytest.importorskip("bjontegaard")
-    curves = [rate.curve(POINTS, name, metric) for name in ("anchor", "better")]
+    curves = [rate.curve(ALL, name, metric) for name in ("anchor", "better")]
     found = rate.bd_rate(*curves)
     assert found["pchip"] == pytest.approx(-20) and found["akima"] == pytest.approx(-20)
     assert found["overlap"] == pytest.approx(1)
@@ -71,7 +113,7 @@ def test_a_codec_of_a_fifth_less_rate_saves_a_fifth(metric):
 
 def test_where_curves_do_not_overlap_that_is_said():
     pytest.importorskip("bjontegaard")
-    curves = {name: rate.curve(POINTS, name, "psnr") for name in ("anchor", "far", "single")}
+    curves = {name: rate.curve(ALL, name, "psnr") for name in ("anchor", "far", "single")}
     assert rate.bd_rate(curves["anchor"], curves["far"]) == {"note": "no overlap"}
     single = rate.bd_rate(curves["anchor"], curves["single"])
     assert single == {"note": "this codec has a single rate"}
@@ -90,9 +132,8 @@ def test_a_single_point_has_the_anchor_s_rate_at_its_quality():
 
 def test_figures_are_whole_and_the_same_each_time():
     pytest.importorskip("matplotlib")
-    files = plots.draw(POINTS, "lpips_vgg", ["single"])
-    assert files[".png"].startswith(b"\x89PNG") and files == plots.draw(
-        POINTS, "lpips_vgg", ["single"]
-    )
+    files = plots.draw(ALL, "lpips_vgg", ["single"])
+    assert files[".png"].startswith(b"\x89PNG")
+    assert files == plots.draw(ALL, "lpips_vgg", ["single"])
     svg = files[".svg"].decode()
     assert svg.count("prefers-color-scheme") == 1 and svg.rstrip().endswith("</svg>")

@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from green import Distances, Green
 from pictures import pictures
@@ -169,21 +170,37 @@ def test_features_of_patches_become_fid_and_kid(tmp_path, monkeypatch):
             return patches.astype("float32").mean(axis=(1, 2))
 
     monkeypatch.setattr(reports.distributions, "Features", Features)
-    Image.fromarray(pictures(1, 256, 512)[0][0]).save(tmp_path / "wide.png")
-    codec = Green("g", (1,))
-    codec.encode = lambda image, quality: image.shape[0].to_bytes(2) + image.tobytes()
-    codec.decode = lambda data: codec_pixels(data)
-    chosen = reports.Codecs([codec], [], [])
-    sources, out = [tmp_path / "wide.png"], tmp_path / "out"
+    (tmp_path / "images").mkdir()
+    for image, width in zip(pictures(2, 256, 1024)[0], (512, 1024), strict=True):
+        Image.fromarray(image[:, :width]).save(tmp_path / "images" / f"{width}.png")
+    compared = [Lossless("all", (1,)), LosslessOfFew("few", (1,))]
+    chosen = reports.Codecs(compared, ["all"], [])
+    sources, out = [tmp_path / "images"], tmp_path / "out"
     done = reports.report(sources, out, chosen, Distances(), inception=tmp_path, say=str)
-    assert done.points[0]["fid"] == pytest.approx(0, abs=1e-6)
-    assert {"kid", "patches"} <= done.points[0].keys() and done.points[0]["patches"] == 2
+    assert [point["images"] for point in done.points] == [2, 1]
+    for point in done.points:  # of the image that both have
+        assert point["fid"] == pytest.approx(0, abs=1e-6) and point["patches"] == 2
+        assert "kid" in point
+    (note,) = (note for note in done.notes if note.startswith("compared by PSNR, FID, KID"))
+    assert "1 of 2 images" in note
+    assert any(note.startswith("FID and KID are of 2 patches") for note in done.notes)
 
 
-def codec_pixels(data: bytes):
-    import numpy as np
+class Lossless(Green):
+    def encode(self, image, quality):
+        return image.shape[0].to_bytes(2) + image.tobytes()
 
-    return np.frombuffer(data[2:], np.uint8).reshape(int.from_bytes(data[:2]), -1, 3)
+    def decode(self, data):
+        return np.frombuffer(data[2:], np.uint8).reshape(int.from_bytes(data[:2]), -1, 3)
+
+
+class LosslessOfFew(Lossless):
+    """Cannot encode what is wider than 512 pixels."""
+
+    def encode(self, image, quality):
+        if image.shape[1] > 512:
+            raise OneDCError("too wide")
+        return super().encode(image, quality)
 
 
 def test_codecs_are_checked_before_anything_is_coded():
@@ -209,6 +226,13 @@ def test_a_model_s_version_is_that_of_all_its_weights(tiny_model, tmp_path):
     save_model(tmp_path / "other", config, params)
     one, same, other = (codecs.Model(path) for path in (tiny_model, tiny_model, tmp_path / "other"))
     assert one.version == same.version != other.version
+
+
+def test_a_model_of_a_folder_that_is_not_utf_8_can_be_written_of(tiny_model, monkeypatch):
+    found = codecs.load(tiny_model)
+    monkeypatch.setattr(codecs, "load", lambda _: found)
+    monkeypatch.setattr(codecs.checkpoint, "resolve", lambda _: tiny_model)
+    assert codecs.Model("a\udce9").name == "a\\udce9"
 
 
 def test_a_model_s_version_is_that_of_its_integers(tiny_model, monkeypatch):

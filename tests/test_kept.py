@@ -91,6 +91,10 @@ def test_a_bucket_is_no_folder(cache, tmp_path, monkeypatch):
     assert kept.file("x", "y") is None
 
 
+def test_a_path_that_is_not_utf_8_has_a_place(cache):
+    assert kept.file("x", "\udce9") != kept.file("x", "\udcea")
+
+
 def test_programs_of_several_threads_leave_jax_its_settings(cache):
     """Each is kept from jax's cache while it is compiled, by a setting of the whole process."""
     name = "jax_persistent_cache_min_compile_time_secs"

@@ -39,6 +39,12 @@ def test_a_resumed_log_goes_on_after_its_last_whole_line(tmp_path):
     assert lines(path) == [{"step": 1}, {"step": 2}]
 
 
+def test_a_name_that_is_not_utf_8_comes_back(tmp_path):
+    with log.JsonLines(tmp_path / "log") as writer:
+        writer.write(name="\udce9.png")
+    assert lines(tmp_path / "log") == [{"name": "\udce9.png"}]
+
+
 @pytest.mark.parametrize("value,text", [(jnp.nan, "nan"), (np.float32("-inf"), "-inf")])
 def test_what_json_lacks_is_a_word(tmp_path, value, text):
     with log.JsonLines(tmp_path / "log") as writer:

@@ -1,8 +1,12 @@
 """Notebooks run from top to bottom, and are kept without outputs."""
 
+import importlib.util
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from pictures import photo
@@ -25,13 +29,15 @@ def test_rate_distortion_draws_from_results(tmp_path, monkeypatch, capsys):
     pytest.importorskip("bjontegaard")
     pyplot.switch_backend("agg")
     rows = [
-        {"image": "a", "codec": codec, "version": "1", "quality": bpp, "bpp": bpp}
+        {"image": "a", "digest": "1", "codec": codec, "version": "1", "quality": bpp, "bpp": bpp}
         | {"psnr": 30 + math.log(bpp), "lpips_vgg": 1 - bpp / 2}
         for codec, rates in (("tiny", [0.12]), ("avif", [0.1, 0.2, 0.4]), ("jpeg", [0.1, 0.3]))
         for bpp in rates
     ]
     (tmp_path / "report").mkdir()
-    lines = [json.dumps(row) for row in [*rows, {"image": "b", "error": "unreadable"}]]
+    before = [row | {"psnr": 0} for row in rows] + [row | {"version": "0"} for row in rows]
+    before += [{"image": "b", "error": "unreadable"}]
+    lines = [json.dumps(row) for row in [*before, *rows]]
     (tmp_path / "report" / "results.jsonl").write_text("\n".join(lines) + "\n")
     monkeypatch.chdir(tmp_path)
     space: dict = {}
@@ -42,6 +48,18 @@ def test_rate_distortion_draws_from_results(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "1 images; tiny, avif, jpeg" in printed and "+0.0 %" in printed
     assert "avif needs 0.1" in printed
+    assert space["rows"] == rows
+
+
+def test_decode_colab_asks_for_an_address_on_colab(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("installs"))
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    source = next(
+        cell["source"] for cell in cells("decode_colab.ipynb") if cell["cell_type"] == "code"
+    )
+    with pytest.raises(SystemExit, match=r"set SOURCE to .*git\+https"):
+        exec("".join(source), {})
 
 
 def test_decode_colab_shows_what_a_file_holds(tmp_path, monkeypatch, capsys, tiny_model):

@@ -74,7 +74,9 @@ class Model:
         `effort` is that of `coding.Codec.with_effort`.
         """
         self._codec = load(name_or_path).with_effort(effort)
-        self.name = f"{name_or_path}+{effort}" if effort else str(name_or_path)
+        # A folder's name need not be UTF-8, but what is written of it must.
+        name = str(name_or_path).encode(errors="backslashreplace").decode()
+        self.name = f"{name}+{effort}" if effort else name
         # The fingerprint in a file leaves out the decoder; here any other weight matters as well,
         # and what the weights do may differ from one release of this package to the next.
         config = checkpoint.read_config(checkpoint.resolve(name_or_path))

@@ -12,6 +12,9 @@ from onedc_jax.models import lpips
 from onedc_jax.models.dists import DISTS, SMALLEST, load_dists
 from onedc_jax.models.lpips import LPIPS
 
+NAMES = ("psnr", "ms_ssim", *(f"lpips_{net}" for net in lpips.SMALLEST), "dists")
+"""All metrics that there are, where their weights are."""
+
 # Pixels of an original whose features are kept: VGG's take half a kilobyte for each, twice.
 _KEPT = 1 << 20
 
@@ -83,11 +86,14 @@ class _Learned:
     """A distance of networks' features. The last original's are kept, for the next codec's turn."""
 
     def __init__(self, model: LPIPS | DISTS, params: dict):
+        # Else a GPU or TPU would round what is multiplied to TF32 or bfloat16.
         def features(params: dict, x: jax.Array) -> list[jax.Array]:
-            return model.apply({"params": params}, x / np.float32(255), method="features")
+            with jax.default_matmul_precision("highest"):
+                return model.apply({"params": params}, x / np.float32(255), method="features")
 
         def distance(params: dict, kept: list[jax.Array], x: jax.Array) -> jax.Array:
-            return model.apply({"params": params}, kept, features(params, x), method="compare")
+            with jax.default_matmul_precision("highest"):
+                return model.apply({"params": params}, kept, features(params, x), method="compare")
 
         self._params = jax.device_put(params)
         self._features, self._distance = jax.jit(features), jax.jit(distance)

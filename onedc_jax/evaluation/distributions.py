@@ -56,7 +56,7 @@ class Features:
         shapes = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
         checkpoint.check_tree(params["inception"], shapes)
         self._params = jax.device_put(params["inception"])
-        self._apply = jax.jit(lambda params, x: Inception().apply({"params": params}, x))
+        self._apply = jax.jit(_features)
 
     def __call__(self, patches: np.ndarray) -> np.ndarray:
         count = len(patches)
@@ -68,6 +68,12 @@ class Features:
             for i in range(0, len(padded), _BATCH)
         ]
         return np.concatenate([np.zeros((0, 2048), np.float32), *parts])[:count]
+
+
+def _features(params: dict, x: jax.Array) -> jax.Array:
+    # Else a GPU or TPU would round what is multiplied to TF32 or bfloat16.
+    with jax.default_matmul_precision("highest"):
+        return Inception().apply({"params": params}, x)
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:

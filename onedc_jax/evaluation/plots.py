@@ -17,7 +17,7 @@ _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
 def draw(points: Sequence[dict], metric: str, models: Sequence[str] = ()) -> dict[str, bytes]:
-    """A metric's figure, {".png": ..., ".svg": ...}, of what `rate.points` gives.
+    """A metric's figure, {".png": ..., ".svg": ...}, of what `rate.comparable` gives for it.
 
     Codecs of which `models` holds the name stand out. The SVG is transparent and follows the
     reader's choice of light or dark. Raises OneDCError without matplotlib.

@@ -3,7 +3,8 @@
 import math
 import statistics
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,16 +34,32 @@ _POINT = ("codec", "version", "quality")
 SECONDS = ("encode_s", "decode_s", "encode_network_s", "decode_network_s")
 
 
+def latest(rows: Iterable[dict]) -> list[dict]:
+    """The rows that nothing later replaces: a codec's last version, its last of image and quality.
+
+    Rows are in the order that they were measured in, as `results.read` gives them.
+    """
+    rows = list(rows)
+    versions = {row["codec"]: row["version"] for row in rows}
+    found = {
+        (row["image"], row["codec"], row["quality"]): row
+        for row in rows
+        if row["version"] == versions[row["codec"]]
+    }
+    return list(found.values())
+
+
 def points(rows: Iterable[dict]) -> list[dict]:
     """The mean over images at each codec's each quality, in the order they first appear.
 
     A point has "codec", "version", "quality", "images" (how many), "bpp", and of the metrics and
-    seconds those that some row has. Rows with "error" do not count.
+    seconds those that some row has, each over the rows that have it: only what `comparable` gives
+    is over the same images. Rows with "error" do not count.
     """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
         if "error" not in row:
-            groups.setdefault(tuple(row[name] for name in _POINT), []).append(row)
+            groups.setdefault(_point(row), []).append(row)
     found = []
     for key, group in groups.items():
         point = dict(zip(_POINT, key, strict=True)) | {"images": len(group)}
@@ -52,6 +69,33 @@ def points(rows: Iterable[dict]) -> list[dict]:
                 point[name] = max(values) if name == "peak_mb" else statistics.fmean(values)
         found.append(point)
     return found
+
+
+def common(rows: Iterable[dict], metric: str) -> list[dict]:
+    """The rows with a metric, of the images that have it at every point which has it at all.
+
+    An image may be too small for the metric, and a codec may fail on one.
+    """
+    rows = [row for row in rows if row.get(metric) is not None]
+    found: dict[tuple, set] = defaultdict(set)
+    for row in rows:
+        found[_point(row)].add(_image(row))
+    shared = set.intersection(*found.values()) if found else set()
+    return [row for row in rows if _image(row) in shared]
+
+
+def comparable(rows: Sequence[dict]) -> dict[str, list[dict]]:
+    """For each metric that some row has, the `points` of the `common` rows; there may be none."""
+    names = [name for name in METRICS if any(row.get(name) is not None for row in rows)]
+    return {name: points(common(rows, name)) for name in names}
+
+
+def _point(row: dict) -> tuple:
+    return tuple(row[name] for name in _POINT)
+
+
+def _image(row: dict) -> tuple:
+    return row["image"], row["digest"]
 
 
 def nearest(rows: Iterable[dict], bpp: float) -> dict:
@@ -68,7 +112,10 @@ class Curve:
 
 
 def curve(points: Iterable[dict], codec: str, metric: str) -> Curve:
-    """The curve of a codec; points that cost more than another and are no better are left out."""
+    """The curve of a codec; points that cost more than another and are no better are left out.
+
+    The points are those that `comparable` gives for the metric.
+    """
     sign = 1 if METRICS[metric].higher_is_better else -1
     pairs = sorted(
         (point["bpp"], sign * point[metric])
@@ -126,27 +173,25 @@ def rate_at_equal(anchor: Curve, value: float) -> float | None:
     return float(np.exp(np.interp(value, anchor.values, np.log(anchor.rates))))
 
 
-def compare(points: Sequence[dict], anchor: str) -> tuple[list[dict], list[dict]]:
+def compare(points: Mapping[str, Sequence[dict]], anchor: str) -> tuple[list[dict], list[dict]]:
     """All codecs against one: rows of BD-rates, and rows of rates at equal metric.
 
-    The first are {"codec", "anchor", "metric"} and what `bd_rate` gives. The second, one for each
-    point of the others and metric, are {"codec", "quality", "metric", "value", "bpp", "anchor",
-    "anchor_bpp", "saving_percent"} or, beyond the anchor's ends, {"note"} in place of the last two.
+    `points` are those of each metric, as `comparable` gives them. The first rows are {"codec",
+    "anchor", "metric"} and what `bd_rate` gives. The second, one for each metric and point of the
+    others, are {"codec", "quality", "metric", "value", "bpp", "anchor", "anchor_bpp",
+    "saving_percent"} or, beyond the anchor's ends, {"note"} in place of the last two.
     """
-    codecs = list(dict.fromkeys(point["codec"] for point in points))
-    names = [name for name in METRICS if any(name in point for point in points)]
+    codecs = dict.fromkeys(point["codec"] for own in points.values() for point in own)
     deltas, equals = [], []
-    for metric in names:
-        reference = curve(points, anchor, metric)
+    for metric, own in points.items():
+        reference = curve(own, anchor, metric)
         for codec in codecs:
             if codec == anchor:
                 continue
             row = {"codec": codec, "anchor": anchor, "metric": metric}
-            deltas.append(row | bd_rate(reference, curve(points, codec, metric)))
-    for point in points:
-        for metric in names:
+            deltas.append(row | bd_rate(reference, curve(own, codec, metric)))
+        for point in own:
             if point["codec"] != anchor and math.isfinite(point.get(metric, math.nan)):
-                reference = curve(points, anchor, metric)
                 equals.append(_equal(point, metric, anchor, reference))
     return deltas, equals
 

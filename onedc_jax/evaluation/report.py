@@ -106,9 +106,11 @@ def report(
     with Folder(out, sources) as folder:
         rows = _rows(codecs, pictures, distances, folder, done, say)
         done.points = rate.points(rows)
+        compared = rate.comparable(rows)
         if network and rows:
-            _add_distributions(done, rows, codecs, pictures, network, folder, say)
-        _write(folder, done, rows, codecs, pictures, anchor, say)
+            compared |= _distributions(done, rows, codecs, pictures, network, folder, say)
+        done.notes += _left_out(rows, compared)
+        _write(folder, done, rows, compared, codecs, pictures, anchor, say)
     return done
 
 
@@ -138,34 +140,63 @@ def _decode(codecs: Codecs, folder: Folder, row: dict) -> np.ndarray:
     return codec.decode(folder.data(row))
 
 
-def _add_distributions(done: Report, rows, codecs, pictures, network, folder: Folder, say) -> None:
-    """Adds "fid", "kid" and "patches" to the points: each point's images against the originals."""
+def _distributions(
+    done: Report, rows, codecs: Codecs, pictures, network, folder: Folder, say
+) -> dict[str, list[dict]]:
+    """Adds "fid", "kid" and "patches" to the points; returns the points to compare by them.
+
+    All are of the same images, those that every point has, against their originals.
+    """
+    rows = rate.common(rows, "bpp")
     paths = {picture.name: picture.path for picture in pictures}
-    features: dict[str, np.ndarray] = {}
-    for name in tqdm(sorted({row["image"] for row in rows}), "originals", disable=None):
-        features[name] = network(distributions.patches(images.read(paths[name])[0]))
-    for point in tqdm(done.points, "FID and KID", disable=None):
-        own = [row for row in rows if all(row[k] == point[k] for k in ("codec", "quality"))]
-        try:
-            decoded = [network(distributions.patches(_decode(codecs, folder, row))) for row in own]
-        except OneDCError as error:  # it did decode before: a program that does not always
-            _fail(done, own[0] | {"image": "FID and KID"}, str(error), say)
-            continue
-        a = np.concatenate([features[row["image"]] for row in own])
-        b = np.concatenate(decoded)
-        point["patches"] = len(a)
-        if len(a) > 1:
-            point["fid"] = distributions.frechet_distance(a, b)
-            point["kid"] = distributions.kernel_distance(a, b)[0]
-    count = max(point.get("patches", 0) for point in done.points)
-    note = f"FID and KID are of {count} patches of 256×256 pixels; compare only numbers of the same"
+    own: dict[tuple, dict] = defaultdict(dict)  # by codec and quality, each image's row
+    for row in rows:
+        own[row["codec"], row["quality"]][row["image"]] = row
+    names = list(dict.fromkeys(row["image"] for row in rows))
+    read = (images.read(paths[name])[0] for name in tqdm(names, "originals", disable=None))
+    originals = [network(distributions.patches(image)) for image in read]
+    count = sum(map(len, originals))
     if count < 2:
         note = "without FID and KID: the images have less than two patches of 256×256 pixels"
         say(note)
-    done.notes.append(note)
+        done.notes.append(note)
+        return {}
+    values = {}
+    for point, of_image in tqdm(own.items(), "FID and KID", disable=None):
+        try:
+            decoded = (_decode(codecs, folder, of_image[name]) for name in names)
+            b = np.concatenate([network(distributions.patches(image)) for image in decoded])
+        except OneDCError as error:  # it did decode before: a program that does not always
+            _fail(done, of_image[names[0]] | {"image": "FID and KID"}, str(error), say)
+            continue
+        a = np.concatenate(originals)
+        fid, kid = distributions.frechet_distance(a, b), distributions.kernel_distance(a, b)[0]
+        values[point] = {"patches": count, "fid": fid, "kid": kid}
+    done.notes.append(
+        f"FID and KID are of {count} patches of 256×256 pixels; compare only numbers of the same"
+    )
+    completed = lambda points: [p | values.get((p["codec"], p["quality"]), {}) for p in points]
+    done.points = completed(done.points)
+    return dict.fromkeys(("fid", "kid"), completed(rate.points(rows)))
 
 
-def _write(folder: Folder, done: Report, rows, codecs: Codecs, pictures, anchor, say) -> None:
+def _left_out(rows: Sequence[dict], compared: dict[str, list[dict]]) -> list[str]:
+    """What is compared over fewer images than there are."""
+    total = len({row["image"] for row in rows})
+    labels = defaultdict(list)
+    for name, points in compared.items():
+        labels[points[0]["images"] if points else 0].append(rate.METRICS[name].label)
+    return [
+        f"compared by {', '.join(names)}, also in the curves: {count} of {total} images, those "
+        "that have it of every codec at every quality"
+        for count, names in labels.items()
+        if count < total
+    ]
+
+
+def _write(
+    folder: Folder, done: Report, rows, compared, codecs: Codecs, pictures, anchor, say
+) -> None:
     names = [name for name in rate.METRICS if any(name in point for point in done.points)]
     measures = ("bpp", *names, *rate.SECONDS, "peak_mb")
     heads = ("codec", "version", "quality", "images", "patches", *measures)
@@ -175,7 +206,7 @@ def _write(folder: Folder, done: Report, rows, codecs: Codecs, pictures, anchor,
         done.notes.append("without BD-rate: there is no baseline to compare with")
     elif rows:
         try:
-            deltas, equals = rate.compare(done.points, anchor)
+            deltas, equals = rate.compare(compared, anchor)
             done.notes += _single_points(done.points)
         except OneDCError as error:
             done.notes.append(str(error))
@@ -197,7 +228,7 @@ def _write(folder: Folder, done: Report, rows, codecs: Codecs, pictures, anchor,
         anchor=anchor,
         deltas=deltas,
         equals=equals,
-        plots=_plots(folder, done, names, codecs.models, say),
+        plots=_plots(folder, done, compared, codecs.models, say),
         notes=done.notes + [f"{codec.name}: version {codec.version}" for codec in codecs.all],
         failed=done.failed,
         made_by=f"Made by onedc_jax {onedc_jax.__version__} on {platform.platform()}, Python "
@@ -234,11 +265,11 @@ def _images(
     return found
 
 
-def _plots(folder: Folder, done: Report, names, models, say) -> list[dict]:
+def _plots(folder: Folder, done: Report, compared, models, say) -> list[dict]:
     found = []
-    for name in names:
+    for name, points in compared.items():
         try:
-            files = plots.draw(done.points, name, models)
+            files = plots.draw(points, name, models)
         except OneDCError as error:
             done.notes.append(str(error))
             say(str(error))

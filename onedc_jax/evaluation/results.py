@@ -90,8 +90,9 @@ class Folder:
         path.mkdir(parents=True, exist_ok=True)
         if not (path / _MARK_FILE).exists():
             self.write(_MARK_FILE, json.dumps(_MARK).encode() + b"\n")
-        self.rows = _read_rows(path / "results.jsonl")
-        self._log = JsonLines(path / "results.jsonl", keep=lambda row: "error" not in row)
+        log = path / "results.jsonl"
+        self.rows = {_hash(row): row for row in (read(log) if log.exists() else ())}
+        self._log = JsonLines(log, keep=lambda row: row == self.rows.get(_hash(row)))
 
     def __enter__(self) -> "Folder":
         return self
@@ -99,14 +100,16 @@ class Folder:
     def __exit__(self, *_) -> None:
         self._log.close()
 
-    def find_row(self, key: dict, names: Iterable[str]) -> dict | None:
-        """The row of this key, if it has all these metrics and its file is there."""
+    def find_row(self, key: dict) -> dict | None:
+        """The row of this key, if its file is there."""
         row = self.rows.get(_hash(key))
-        whole = row and all(name in row for name in names) and (self.path / row["file"]).is_file()
-        return row if whole else None
+        return row if row and (self.path / row["file"]).is_file() else None
 
     def add(self, row: dict, data: bytes, suffix: str) -> dict:
-        """Keeps what was coded, then its row with the file's name in it, which it returns."""
+        """Keeps what was coded, then its row with the file's name in it, which it returns.
+
+        The row takes the place of one of the same key.
+        """
         file = self.write(f"files/{_stem(row)}{suffix}", data)
         row = row | {"file": file}
         self._log.write(**row)
@@ -150,7 +153,11 @@ def digest(path: Path) -> str:
 def slug(text: str) -> str:
     """A file name for any text: the same for the same, another for another."""
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", text).lstrip(".")[:80]
-    return safe if safe == text else f"{safe}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    if safe == text:
+        return safe
+    # A name on disk need not be UTF-8; Python has surrogates for its other bytes.
+    code = text.encode(errors="surrogatepass")
+    return f"{safe}-{hashlib.sha256(code).hexdigest()[:6]}"
 
 
 def label(quality: Quality) -> str:
@@ -181,18 +188,23 @@ def _is_mark(path: Path) -> bool:
         return False
 
 
-def _read_rows(path: Path) -> dict[str, dict]:
-    rows = {}
-    text = path.read_bytes() if path.exists() else b""
+def read(path: Path) -> list[dict]:
+    """The rows of a results.jsonl: the last of each key, in the order of the file; no errors.
+
+    Raises OSError where it cannot be read, OneDCError for a line that is no JSON object.
+    """
+    rows: dict[str, dict] = {}
+    text = path.read_bytes()
     lines = text[: text.rfind(b"\n") + 1].splitlines()  # one that was cut short is dropped
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
             if "error" not in row:
+                rows.pop(_hash(row), None)
                 rows[_hash(row)] = row
         except (ValueError, TypeError, AttributeError):
             raise OneDCError(f"{path}: line {number} is no JSON object; mend or move it") from None
-    return rows
+    return list(rows.values())
 
 
 def read_image(picture: Picture) -> np.ndarray:

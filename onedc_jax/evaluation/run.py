@@ -48,7 +48,8 @@ def run(
 ) -> Iterator[dict]:
     """Yields a row for each image, codec and quality, from the folder where it has one.
 
-    `names` are the metrics that a row must have. A failure gives a row with "error", and of an
+    `names` are the metrics that a row must have; of one that lacks some, the file that is there is
+    decoded and compared again, and the rest stays. A failure gives a row with "error", and of an
     image that cannot be read a single one; it is tried again the next time. `step(count)` is told
     as rows are done.
     """
@@ -57,8 +58,10 @@ def run(
         try:
             digest = results.digest(picture.path)
             keys = [results.row_key(picture, digest, *point) for point in points]
-            known = [folder.find_row(key, names) for key in keys]
-            image = None if all(known) else results.read_image(picture)
+            known = [folder.find_row(key) for key in keys]
+            image = None
+            if not all(_whole(row, names) for row in known):
+                image = results.read_image(picture)
         except (ImageError, OSError) as error:
             row = {"image": picture.name, "error": folders.explain(error)}
             folder.add_error(row)
@@ -66,13 +69,29 @@ def run(
             step(len(points))
             continue
         for (codec, quality), key, row in zip(points, keys, known, strict=True):
-            yield row or _new_row(codec, image, quality, key, distance, folder)
+            if _whole(row, names):
+                yield row
+            else:
+                yield _measured(codec, image, quality, key, row, distance, folder)
             step(1)
 
 
-def _new_row(codec: Codec, image, quality: Quality, key: dict, distance, folder: Folder) -> dict:
+def _whole(row: dict | None, names: Sequence[str]) -> bool:
+    return row is not None and all(name in row for name in names)
+
+
+def _measured(
+    codec: Codec, image, quality: Quality, key: dict, known: dict | None, distance, folder: Folder
+) -> dict:
+    """The row of what is coded, or of what a row that is `known` says was; or of a failure."""
     try:
-        values, data = measure(codec, image, quality, distance)
+        if known is None:
+            values, data = measure(codec, image, quality, distance)
+        else:
+            data = folder.data(known)
+            decoded = codec.decode(data)
+            check_decoded(codec, image, decoded)
+            values = known | distance(image, decoded)
     except (OneDCError, OSError, MemoryError, RuntimeError) as error:
         message = folders.explain(error)
         if message is None:
