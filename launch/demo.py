@@ -39,10 +39,10 @@ def main(folder: Path, out: Path) -> None:
     enable_compilation_cache()
     print("loading the embedded model; the first photo of a size includes compiling ...")
     codec = onedc_jax.load("tiny")
-    out.mkdir(exist_ok=True)
     row = "{:<16}{:>11}{:>11}{:>9}{:>8}{:>11}{:>11}".format
     print(row("photo", "size", "original", "bytes", "bpp", "encode s", "decode s"))
-    for path in folders.find(folder, images.READ_SUFFIXES):
+
+    def show(path: Path, target: Path) -> None:
         image, _ = images.read(path)
         height, width, _ = image.shape
         data, encode_seconds = timed(codec.encode, image)
@@ -55,10 +55,14 @@ def main(folder: Path, out: Path) -> None:
             f"{path.name}: {before} bytes",
             f"OneDC {codec.name}: {after} bytes, {bpp:.3f} bpp",
         )
-        images.atomic_write(out / f"{path.stem}.onedc", data, overwrite=True)
-        images.write(out / f"{path.stem}.png", restored, overwrite=True)
+        images.atomic_write(target, data, overwrite=True)
+        images.write(target.with_suffix(".png"), restored, overwrite=True)
         sheet = side_by_side(image, restored, captions)
-        images.write(out / f"{path.stem}_both.png", sheet, overwrite=True)
+        images.write(target.with_name(f"{target.stem}_both.png"), sheet, overwrite=True)
+
+    files = folders.find(folder, images.READ_SUFFIXES)
+    targets = folders.targets(files, folder, out, ".onedc")
+    folders.for_each(zip(files, targets, strict=True), show, print)
     print(f"\nSide by side, original and restored: {out}/*_both.png")
 
 

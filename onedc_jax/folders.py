@@ -1,9 +1,10 @@
 """The same job on every file of a folder: which file becomes which, and going on past a bad one."""
 
+import errno
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,14 +29,51 @@ def explain(error: BaseException) -> str | None:
     return " ".join(text.split())
 
 
-def find(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Files below `folder` with one of these (lower-case) suffixes, sorted; no hidden ones."""
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(root, name) for name in files if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in suffixes]
-    return sorted(found)
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def walk(
+    folder: Path, failed: Callable[[OSError], object] = _raise
+) -> Iterator[tuple[Path, list[str]]]:
+    """`folder` and all below it, each with the names of its files; nothing hidden.
+
+    Links to folders are followed, unless to one that they are in. `failed` is told of each folder
+    that cannot be read; by default that OSError is raised.
+    """
+    for root, folders, files in os.walk(folder, onerror=failed, followlinks=True):
+        folders[:] = [name for name in _shown(folders) if not _circular(Path(root, name))]
+        yield Path(root), _shown(files)
+
+
+def _shown(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not name.startswith(".")]
+
+
+def _circular(folder: Path) -> bool:
+    """Whether this is a link to a folder that it is in."""
+    above = folder.absolute().parents
+    return folder.is_symlink() and any(folder.samefile(other) for other in above)
+
+
+def find(
+    folder: Path, suffixes: Collection[str], failed: Callable[[OSError], object] = _raise
+) -> list[Path]:
+    """The files of `walk` with one of these (lower-case) suffixes, sorted."""
+    paths = (root / name for root, names in walk(folder, failed) for name in names)
+    return sorted(path for path in paths if path.suffix.lower() in suffixes)
+
+
+def make(folder: Path) -> None:
+    """Makes a folder and those it is in, as needed.
+
+    Raises NotADirectoryError where a file has its name, OSError where it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        what = "is a file; a folder is needed"
+        raise NotADirectoryError(errno.ENOTDIR, what, str(folder)) from None
 
 
 def targets(files: Iterable[Path], source: Path, target: Path, suffix: str) -> list[Path]:
@@ -79,7 +117,7 @@ def for_each(
     """
 
     def made(file: Path, target: Path):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make(target.parent)
         return work(file, target)
 
     results, failures = [], 0

@@ -5,6 +5,7 @@ Pixels are uint8 arrays [H, W, 3]: RGB, upright, in sRGB.
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import secrets
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 
 from onedc_jax.errors import ImageError
 
@@ -25,6 +26,7 @@ WRITE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 # What Pillow may open. Its other readers are left out: some of them run other programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 _ORIENTATION = 0x0112
+_PHOTOMETRIC = 262  # of TIFF: 0 where the smallest value is white
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,6 +36,10 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Shades of grey and of each primary: what a colour profile makes of them tells if it is sRGB.
+_SHADES = np.arange(0, 256, 5, np.uint8)[:, None] * np.array(
+    [[[1, 1, 1]], [[1, 0, 0]], [[0, 1, 0]], [[0, 0, 1]]], np.uint8
+)
 # zlib's own level 6 takes up to twice as long as 4, for a hundredth less of a photograph.
 _PNG = ("PNG", {"compress_level": 4})
 _SAVE = {
@@ -52,7 +58,7 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
     """Reads PNG, JPEG, WebP, TIFF, BMP or GIF: (pixels uint8 [H, W, 3], notes).
 
     The notes say, in words for the user, what of the file the pixels do not hold: transparency
-    (composited on white), 16-bit samples, further frames or pages, another colour space.
+    (composited on white), 12- and 16-bit samples, further frames or pages, another colour space.
 
     Raises ImageError for a file that is no image, is damaged, or is larger than MAX_SIDE or
     MAX_PIXELS; OSError for one that cannot be opened.
@@ -70,9 +76,9 @@ def _decode(file: BinaryIO, name: str) -> tuple[np.ndarray, list[str]]:
     try:
         with Image.open(file, formats=_FORMATS) as image:
             _check_size(name, *image.size)
-            notes = _notes(image)
+            notes, ends = _notes(image), _ends(image)
             image.load()
-            return _pixels(image, notes), notes
+            return _pixels(image, ends, notes), notes
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -194,18 +200,34 @@ def _notes(image: Image.Image) -> list[str]:
     notes = []
     if getattr(image, "n_frames", 1) > 1:
         notes.append(f"first of {image.n_frames} frames")
-    if image.format in ("PNG", "TIFF") and ";16" in str(image.tile):
-        notes.append("16-bit reduced to 8 bit")
+    if bits := _stored_bits(image):
+        notes.append(f"{bits}-bit reduced to 8 bit")
     elif image.mode == "I":
         notes.append("grey of more than 8 bits taken as 16-bit, reduced to 8 bit")
+    if bits == 16 and image.mode == "RGB" and image.info.pop("transparency", None):
+        # It has 16 bits, which Pillow would compare with samples of 8.
+        notes.append("transparent colour taken as opaque")
     return notes
 
 
-def _pixels(image: Image.Image, notes: list[str]) -> np.ndarray:
+def _stored_bits(image: Image.Image) -> int | None:
+    """The bits of a sample that Pillow gives in another size than the file has, 12 or 16."""
+    stored = str(image.tile) if image.format in ("PNG", "TIFF") else ""
+    return next((bits for bits in (12, 16) if f";{bits}" in stored), None)
+
+
+def _ends(image: Image.Image) -> tuple[int, int]:
+    """The values of black and white of grey with more than 8 bits."""
+    largest = 4095 if _stored_bits(image) == 12 else 65535
+    inverted = image.format == "TIFF" and image.tag_v2.get(_PHOTOMETRIC, 0) == 0
+    return (largest, 0) if inverted else (0, largest)
+
+
+def _pixels(image: Image.Image, ends: tuple[int, int], notes: list[str]) -> np.ndarray:
     """Decoded image -> uint8 [H, W, 3]; adds to the notes."""
     image = _upright(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _eight_bit(image)
+        image = _eight_bit(image, *ends)
     if not image.has_transparency_data:
         return np.array(_srgb(image, notes))
     with_alpha = image.convert("RGBA")
@@ -228,12 +250,13 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _eight_bit(image: Image.Image, black: int, white: int) -> Image.Image:
     """Grey of more than 8 bits -> "L", or "LA" where one value stands for transparent."""
     values = np.asarray(image)
     if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
         raise ValueError("samples beyond 16 bits have no known range; save as 8 or 16 bits")
-    grey = Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
+    lightness, largest = np.abs(values.astype(np.int32) - black), abs(white - black)
+    grey = Image.fromarray(((lightness * 255 + largest // 2) // largest).astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         grey.putalpha(Image.fromarray((values != transparent).astype(np.uint8) * 255))
@@ -249,12 +272,25 @@ def _srgb(image: Image.Image, notes: list[str]) -> Image.Image:
     profile = image.info.get("icc_profile")
     if image.mode in ("RGBA", "RGBX", "P", "PA", "YCbCr"):
         image = image.convert("RGB")
-    if profile and image.mode in ("RGB", "CMYK", "L"):
-        with contextlib.suppress(ImageCms.PyCMSError, OSError):
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            name = ImageCms.getProfileDescription(source).strip()
-            if "srgb" not in name.lower():
-                target = ImageCms.createProfile("sRGB")
-                image = ImageCms.profileToProfile(image, source, target, outputMode="RGB")
-                notes.append(f"colours converted from {name or 'an embedded profile'} to sRGB")
+    fits = profile and image.mode in ("RGB", "CMYK", "L")
+    if fits and (conversion := _conversion(profile, image.mode)):
+        transform, name = conversion
+        image = ImageCms.applyTransform(image, transform)
+        notes.append(f"colours converted from {name or 'an embedded profile'} to sRGB")
     return image.convert("RGB")
+
+
+@functools.lru_cache(maxsize=16)  # to make one takes longer than to decode a small photo
+def _conversion(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, str] | None:
+    """From a profile's colours to sRGB, and its name; None where it is sRGB, or of no use."""
+    shades = Image.fromarray(_SHADES).convert(mode)
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        name = ImageCms.getProfileDescription(source).strip()
+        transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+        converted = ImageCms.applyTransform(shades, transform)
+    except (ImageCms.PyCMSError, OSError):
+        return None
+    # Not by its name: there is a linear "sRGB", and a "c2" that is sRGB.
+    change = ImageChops.difference(converted, shades.convert("RGB"))
+    return (transform, name) if max(high for _, high in change.getextrema()) > 1 else None

@@ -1,5 +1,6 @@
 """The input pipeline: what batch k holds, whoever asks for it and whenever."""
 
+import os
 import pickle
 from itertools import islice
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from onedc_jax.data import ImageFolder, RandomCrops, SourceCrops, batches
+from onedc_jax.data.examples import share
 from onedc_jax.errors import OneDCError
 
 # A mixture as the paper's, at a sixteenth of its size.
@@ -179,6 +181,11 @@ def test_nothing_but_unreadable_images_is_an_error(tmp_path):
     (tmp_path / "a.png").write_bytes(b"not a picture")
     with pytest.raises(OneDCError, match="unreadable"):
         take(tmp_path, 1)
+
+
+def test_a_name_that_is_not_utf_8_has_its_share():
+    assert 0 <= share(os.fsdecode(b"caf\xe9.png")) < 1
+    assert share("café.png") == pytest.approx(0.2507873)  # the same for good
 
 
 def test_files_are_weighed_by_pattern(folder):

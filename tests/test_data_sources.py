@@ -97,6 +97,27 @@ def test_arrow_files_are_read_in_both_forms(photos, rows, tmp_path, kind):
     check_same(open_source(tmp_path / "a.arrow"), photos)
 
 
+def test_arrow_files_may_be_numbered_behind_their_kind(photos, rows, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    for n, part in enumerate((slice(0, 5), slice(5, COUNT))):
+        table = pa.table({"image": rows[0][part], "caption": rows[1][part]})
+        name = f"a.arrow-{n:05d}-of-00002"
+        with pa.ipc.new_stream(str(tmp_path / name), table.schema) as writer:
+            writer.write_table(table)
+    check_same(open_source(tmp_path), photos)
+
+
+def test_hidden_images_do_not_make_a_folder_one_of_images(photos, rows, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    table = pa.table({"image": rows[0], "caption": rows[1]})
+    with pa.ipc.new_file(str(tmp_path / "a.arrow"), table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / ".thumbs").mkdir()
+    for name in ("._a.jpg", ".thumbs/1.jpg"):
+        (tmp_path / name).touch()
+    check_same(open_source(tmp_path), photos)
+
+
 @pytest.fixture(scope="module")
 def prepared(rows, tmp_path_factory):
     """A data set as TFDS would have prepared it: its own features and messages, ArrayRecord."""
@@ -210,6 +231,17 @@ def test_rows_without_an_image_are_replaced_and_counted(rows, tmp_path):
     assert all("a.parquet[" in message for message in source.unreadable.values())
 
 
+def test_a_record_that_is_cut_short_is_named(rows, tmp_path):
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    path = tmp_path / "a.array_record"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    writer.write(pack_record(b"", "a long caption")[:-1])
+    writer.close()
+    with pytest.raises(ImageError, match=r"a\.array_record\[0\]: .*cut short"):
+        open_source(path).decode(0)
+
+
 def test_one_of_several_captions_is_chosen_for_good():
     captions = [b"a", b"b", b"c"]
     chosen = [one_caption(captions, n) for n in range(60)]
@@ -262,14 +294,16 @@ def test_packing_replaces_only_when_asked_and_then_wholly(photos, tmp_path, caps
         ("photos", "a.array_record", ["--shards=8"]),
         ("broken", "a.array_record", []),
         ("a.array_record", "b.array_record", ["--leave-out=x"]),
+        ("photos", "file/a.array_record", []),
     ],
 )
 def test_packing_refuses_in_one_line(photos, tmp_path, capsys, source, out, options):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"nonsense")
+    (tmp_path / "file").touch()
     before = sorted(tmp_path.rglob("*"))
     source = photos if source == "photos" else tmp_path / source
     assert main([str(source), str(tmp_path / out), *options]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("pack: ")]
-    assert len(lines) == 1
+    assert len(lines) == 1 and "--overwrite" not in lines[0]
     assert sorted(tmp_path.rglob("*")) == before

@@ -1,5 +1,6 @@
 """The same job on every file of a folder: which become which, failures, several at a time."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from onedc_jax import folders
+from onedc_jax.cli import main
 from onedc_jax.errors import ImageError, ModelError
 
 
@@ -33,6 +35,46 @@ def test_files_are_found_sorted_in_all_subfolders_but_hidden_ones(tmp_path):
         (tmp_path / name).touch()
     found = folders.find(tmp_path, (".png", ".jpg"))
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/c.png", "b.JPG"]
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.png").touch()
+    (tmp_path / "photos" / "a").mkdir(parents=True)
+    (tmp_path / "photos" / "a" / "b.png").touch()
+    (tmp_path / "photos" / "link").symlink_to("../elsewhere")
+    (tmp_path / "photos" / "a" / "circle").symlink_to("..")
+    (tmp_path / "photos" / "a" / "above").symlink_to(tmp_path)
+    found = folders.find(tmp_path / "photos", (".png",))
+    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+        *("photos/a/b.png", "photos/link/b.png"),
+    ]
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_of_one_line(tmp_path, monkeypatch, capsys):
+    locked, scandir = tmp_path / "locked", os.scandir
+    locked.mkdir()
+
+    def refusing(path):
+        if Path(path) == locked:
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError) as error:
+        folders.find(tmp_path, (".png",))
+    assert folders.explain(error.value) == f"{locked}: Permission denied"
+    assert main(["encode", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"onedc: {locked}: Permission denied" and "no .png" in said[1]
+
+
+def test_a_file_in_the_place_of_a_folder_is_called_so(tmp_path):
+    (tmp_path / "a").touch()
+    said = []
+    jobs = [(Path("a", "b.jpg"), tmp_path / "a" / "b.onedc")]
+    assert folders.for_each(jobs, print, said.append) == ([], 1)
+    assert said == [f"a/b.jpg: {tmp_path}/a: is a file; a folder is needed"]
 
 
 def test_a_job_goes_on_past_a_bad_file_but_not_past_a_bad_model(tmp_path):

@@ -21,8 +21,8 @@ def photo():
     return np.stack([10 * x, 20 * y, 5 * (x + y)], axis=-1).astype(np.uint8)
 
 
-def png(samples: np.ndarray, kind: int) -> bytes:
-    """A 16-bit PNG; Pillow writes only grey ones."""
+def png(samples: np.ndarray, kind: int, *transparent: int) -> bytes:
+    """A 16-bit PNG, perhaps with a transparent colour; Pillow writes only grey ones."""
     height, width = samples.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
 
@@ -31,8 +31,18 @@ def png(samples: np.ndarray, kind: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
 
     header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
-    chunks = (b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    if transparent:
+        chunks.insert(1, (b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*c) for c in chunks)
+
+
+def grey_tiff(row: bytes, width: int, bits: int, photometric: int) -> bytes:
+    """A TIFF of one row of grey samples as they are stored; Pillow writes neither kind below."""
+    tags = {256: width, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 8, 278: 1, 279: len(row)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+    return b"II*\0" + struct.pack("<I", 8 + len(row)) + row + directory
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp", ".tif", ".tiff", ".bmp", ".PNG", ""])
@@ -126,6 +136,34 @@ def test_16_bit_is_reduced_and_said_so(tmp_path, kind, channels):
     assert notes == ["16-bit reduced to 8 bit"]
 
 
+@pytest.mark.parametrize("kind, colour", [(0, (0x6464,)), (2, (0x6464, 0x1234, 0xFFFF))])
+def test_a_transparent_colour_of_16_bits_is_white_or_said_to_be_left_out(tmp_path, kind, colour):
+    samples = np.array([[colour, [0] * len(colour)]], np.uint16)
+    (tmp_path / "a.png").write_bytes(png(samples, kind, *colour))
+    pixels, notes = images.read(tmp_path / "a.png")
+    grey = kind == 0
+    first = (255, 255, 255) if grey else (0x64, 0x12, 0xFF)
+    np.testing.assert_array_equal(pixels, [[first, (0, 0, 0)]])
+    said = "transparency composited on white" if grey else "transparent colour taken as opaque"
+    assert notes == ["16-bit reduced to 8 bit", said]
+
+
+def test_grey_of_12_bits_has_its_own_white(tmp_path):
+    row = bytes.fromhex("000fff 800010")  # 0, 4095, 2048, 16
+    (tmp_path / "a.tif").write_bytes(grey_tiff(row, 4, bits=12, photometric=1))
+    pixels, notes = images.read(tmp_path / "a.tif")
+    assert pixels[0, :, 0].tolist() == [0, 255, 128, 1]
+    assert notes == ["12-bit reduced to 8 bit"]
+
+
+def test_where_zero_is_white_grey_is_no_negative(tmp_path):
+    row = np.array([0, 65535, 257], "<u2").tobytes()
+    (tmp_path / "a.tif").write_bytes(grey_tiff(row, 3, bits=16, photometric=0))
+    pixels, notes = images.read(tmp_path / "a.tif")
+    assert pixels[0, :, 0].tolist() == [255, 0, 254]
+    assert notes == ["16-bit reduced to 8 bit"]
+
+
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".tif", ".png"])
 def test_of_several_frames_the_first_is_taken_and_said_so(tmp_path, suffix):
     first, second = Image.new("RGB", (4, 4), "black"), Image.new("RGB", (4, 4), "white")
@@ -150,6 +188,21 @@ def test_another_colour_space_becomes_srgb(tmp_path, alpha):
     red, green, blue = COLOUR
     np.testing.assert_allclose(pixels[0, 0].astype(int), (green, red, blue), atol=2)
     assert notes[-1] == "colours converted from swap built-in to sRGB"
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_what_a_profile_does_counts_and_not_its_name(tmp_path, linear):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    if linear:  # a curve of kind 0 and exponent 1 in place of sRGB's
+        start = profile.index(b"para") + 8
+        curve = struct.pack(">HHi", 0, 0, 1 << 16)
+        profile = profile[:start] + curve + profile[start + len(curve) :]
+    else:
+        profile = profile.replace("sRGB".encode("utf-16-be"), "same".encode("utf-16-be"))
+    Image.new("RGB", (2, 2), (55, 55, 55)).save(tmp_path / "a.png", icc_profile=profile)
+    pixels, notes = images.read(tmp_path / "a.png")
+    assert tuple(pixels[0, 0]) == ((128,) * 3 if linear else (55,) * 3)
+    assert notes == ["colours converted from sRGB built-in to sRGB"] * linear
 
 
 def test_reading_in_threads_leaves_the_process_its_warnings(tmp_path):

@@ -1,13 +1,20 @@
-"""The scripts of launch/ that make models of models, and the one that plans."""
+"""The scripts of launch/: what they make, and what a cluster's script does when its time ends."""
 
+import os
 import runpy
+import signal
+import subprocess
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from PIL import Image
 
+from onedc_jax import folders
 from onedc_jax.checkpoint import load_model, save_model
 from onedc_jax.errors import ModelError
 
@@ -57,3 +64,54 @@ def test_a_plan_has_a_line_for_each_update(capsys):
     printed = capsys.readouterr().out
     assert "toy on 1 × 1 devices" in printed
     assert [line.split()[0] for line in printed.splitlines()[-2:]] == ["rare", "model"]
+
+
+def test_the_demo_shows_all_of_a_folder_but_what_is_unreadable(tmp_path, capsys):
+    (tmp_path / "photos" / "b").mkdir(parents=True)
+    for name in ("a.jpg", "a.png", "b/a.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "photos" / name)
+    (tmp_path / "photos" / "bad.png").write_bytes(b"nonsense")
+    codec = SimpleNamespace(
+        name="none", encode=lambda image: b"", decode=lambda data: np.zeros((8, 8, 3), np.uint8)
+    )
+    main = script("demo")["main"]
+    main.__globals__["onedc_jax"] = SimpleNamespace(load=lambda name: codec)
+    main.__globals__["enable_compilation_cache"] = lambda: None
+    main(tmp_path / "photos", tmp_path / "demo")
+    found = folders.find(tmp_path / "demo", (".onedc",))
+    assert [path.relative_to(tmp_path / "demo").as_posix() for path in found] == [
+        *("a.jpg.onedc", "a.png.onedc", "b/a.onedc"),
+    ]
+    assert (tmp_path / "demo" / "a.png_both.png").is_file()
+    assert "bad.png: not a PNG" in capsys.readouterr().out
+
+
+# What SLURM does: srun answers SIGTERM by killing its task, scancel sends it to the task alone.
+SLURM = dict(
+    srun="""
+bash -c 'trap "exit 0" TERM; echo $$ > "$FAKES/task"; for _ in {1..2000}; do sleep 0.01; done' &
+task=$!
+trap 'kill -KILL "$task"' TERM
+wait "$task"
+""",
+    scancel="""[[ "$*" == "--signal=TERM 7" ]] && kill -TERM "$(cat "$FAKES/task")" """,
+    scontrol="""echo "$*" >> "$FAKES/asked" """,
+)
+
+
+def test_slurm_s_time_limit_lets_a_run_save_and_queues_it_again(tmp_path):
+    for name, script in SLURM.items():
+        (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "FAKES": str(tmp_path), "SLURM_JOB_ID": "7"}
+    job = subprocess.Popen(["bash", str(LAUNCH / "slurm.sbatch")], env=environment)
+    try:
+        while not (tmp_path / "task").exists():
+            assert job.poll() is None
+            time.sleep(0.01)
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(20) == 0
+    finally:
+        job.kill()
+    assert (tmp_path / "asked").read_text() == "requeue 7\n"

@@ -246,7 +246,10 @@ def _transcode_folder(
 
     if target.exists() and not target.is_dir():
         raise OneDCError(f"{target}: is a file; for a folder the output is a folder")
-    files = folders.find(source, direction.suffixes)
+    locked: list[OSError] = []
+    files = folders.find(source, direction.suffixes, locked.append)
+    for error in locked:
+        say(folders.explain(error))
     if not files:
         raise OneDCError(f"{source}: no {', '.join(direction.suffixes)} file in it")
     places = folders.targets(files, source, target, direction.target_suffix)
@@ -254,7 +257,7 @@ def _transcode_folder(
     # disable=None: no bar where the error output is no terminal.
     with tqdm(total=len(files), unit="file", disable=None) as bar:
 
-        def say(message: str) -> None:
+        def beside(message: str) -> None:
             bar.write(f"onedc: {message}", file=sys.stderr)
 
         def work(file: Path, place: Path):
@@ -263,17 +266,17 @@ def _transcode_folder(
             finally:
                 bar.update()
             for note in done.notes:
-                say(f"{file}: {note}")
+                beside(f"{file}: {note}")
             return done
 
         jobs = zip(files, places, strict=True)
-        results, failed = folders.for_each(jobs, work, say, workers(), stop)
+        results, failed = folders.for_each(jobs, work, beside, workers(), stop)
     total = f"{len(results)} {direction.verb}, {failed} failed"
     if results:
         mean = sum(done.bpp for done in results) / len(results)
         total += f"  {sum(done.size for done in results):,} bytes  {mean:.3f} bpp on average"
     print(total)
-    return SOME_FAILED if failed else 0
+    return SOME_FAILED if failed or locked else 0
 
 
 def workers() -> int:

@@ -2,6 +2,7 @@
 
 import abc
 import hashlib
+import re
 import threading
 from collections.abc import Hashable
 from typing import Any, TypedDict
@@ -17,6 +18,14 @@ _ATTEMPTS = 16  # other images tried in place of an unreadable one, before givin
 # What columns of tables and fields of data sets are called; the first that is there is taken.
 IMAGE_NAMES = ("jpg", "image", "hr", "png", "webp", "jpeg", "img")
 CAPTION_NAMES = ("blip2_caption", "caption", "captions", "text", "txt")
+
+_SHARD = re.compile(r"\.(array_record|parquet|arrow)(-\d+-of-\d+)?$")
+
+
+def shard_kind(name: str) -> str | None:
+    """What a file of this name holds, "array_record", "parquet" or "arrow"; None for any other."""
+    match = _SHARD.search(name)
+    return match and match[1]
 
 
 class Example(TypedDict):
@@ -104,7 +113,7 @@ class Source(abc.ABC):
         name = self.name(index)
         try:
             data, caption = self.record(index)
-        except (ImageError, MemoryError):
+        except MemoryError:
             raise
         except Exception as error:
             # Each kind of file has a library with errors of its own for what is damaged.
@@ -136,8 +145,9 @@ class Source(abc.ABC):
 
 
 def share(text: str) -> float:
-    """A number in [0, 1) that a text has everywhere and always."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") / 2**64
+    """A number in [0, 1) that a text has everywhere and always, and a path of any bytes."""
+    data = text.encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "little") / 2**64
 
 
 def one_caption(captions: Any, index: int) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from onedc_jax import folders
 from onedc_jax.data.examples import Source
 from onedc_jax.data.sources import pack_record, part_names, parts_of
 from onedc_jax.errors import ImageError, OneDCError
@@ -74,7 +75,7 @@ def pack(
     before = [*([target] if target.exists() else []), *parts_of(target)]
     for path in before:
         check_free(path, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    folders.make(target.parent)
     final = part_names(target, shards)
     mark = secrets.token_hex(8)
     temporary = [path.with_name(f".onedc-{mark}-{n}.tmp") for n, path in enumerate(final)]

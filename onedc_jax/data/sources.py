@@ -11,12 +11,11 @@ from pathlib import Path
 from absl import logging
 
 from onedc_jax import folders, images
-from onedc_jax.data.examples import Source, one_caption, share
+from onedc_jax.data.examples import Source, one_caption, shard_kind, share
 from onedc_jax.data.tables import Tables
 from onedc_jax.data.tfds import TfdsImages
 from onedc_jax.errors import ImageError, OneDCError
 
-_SHARD = re.compile(r"\.(array_record|parquet|arrow)(-\d+-of-\d+)?$")
 _PART = re.compile(r"^(.*?)-(\d+)-of-(\d+)(\.\w+)?$")
 
 
@@ -28,7 +27,8 @@ class ImageFolder(Source):
     "faces-*": 2} takes 15 % of the first, chosen by a hash of the path and so the same everywhere,
     none of the second, and each of the third twice. Files that no pattern matches count once.
 
-    Raises OneDCError for a folder that is missing or holds no image.
+    Raises OneDCError for a folder that is missing or holds no image, OSError for one that cannot be
+    read.
     """
 
     def __init__(
@@ -142,14 +142,15 @@ def open_source(
       prepared, in the folder that TFDS_DATA_DIR names or else ~/tensorflow_datasets; without a
       split, `tfds:NAME`, it is "train".
 
-    Raises OneDCError, in one line, for what is not there, is incomplete or holds no images.
+    Raises OneDCError, in one line, for what is not there, is incomplete or holds no images; OSError
+    for a folder that cannot be read.
     """
     if str(spec).startswith("tfds:"):
         source = TfdsImages(str(spec), cache_gib=cache_gib)
     elif (files := _shards(spec)) is None:
         return ImageFolder(spec, keep=keep, cache_gib=cache_gib)
     else:
-        kinds = sorted({_SHARD.search(str(path))[1] for path in files})
+        kinds = sorted({shard_kind(path.name) for path in files})
         if len(kinds) > 1:
             raise OneDCError(f"{spec}: files of {' and '.join(kinds)}; name one kind: {spec}/*.…")
         kind = ArrayRecords if kinds == ["array_record"] else Tables
@@ -166,25 +167,24 @@ def _shards(spec: str | Path) -> list[Path] | None:
     path = Path(spec).expanduser()
     if path.is_dir():
         found = []
-        for root, _, names in os.walk(path):
+        for root, names in folders.walk(path):
             if any(name.lower().endswith(images.READ_SUFFIXES) for name in names):
                 return None  # tables beside images describe these
-            names = [name for name in names if _SHARD.search(name) and not name.startswith(".")]
-            found += [Path(root, name) for name in names]
+            found += [root / name for name in names if shard_kind(name)]
         if not found:
             return None
         if (path / "features.json").exists():
             raise OneDCError(f"{spec}: prepared by TensorFlow Datasets; name it tfds:NAME/SPLIT")
-    elif path.is_file() and _SHARD.search(path.name):
+    elif path.is_file() and shard_kind(path.name):
         found = [path]
     elif path.is_file():
         raise OneDCError(f"{spec}: neither a folder nor a .array_record, .parquet or .arrow file")
     elif any(c in str(spec) for c in "*?["):
         found = [p for p in map(Path, glob.glob(str(path), recursive=True)) if p.is_file()]
-        found = [p for p in found if _SHARD.search(p.name)]
+        found = [p for p in found if shard_kind(p.name)]
         if not found:
             raise OneDCError(f"{spec}: no .array_record, .parquet or .arrow file is called so")
-    elif _SHARD.search(path.name):
+    elif shard_kind(path.name):
         found = parts_of(path)
         if not found:
             raise OneDCError(f"{spec}: no such file, nor parts of it")

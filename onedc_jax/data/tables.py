@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from onedc_jax.data.examples import CAPTION_NAMES, IMAGE_NAMES, Source, one_caption
+from onedc_jax.data.examples import CAPTION_NAMES, IMAGE_NAMES, Source, one_caption, shard_kind
 from onedc_jax.errors import ImageError, OneDCError
 
 _ROW_GROUPS = 4  # of Parquet files, kept in memory as they are stored
@@ -55,7 +55,7 @@ class Tables(Source):
         if isinstance(image, dict):
             image = image.get("bytes")
         if not isinstance(image, bytes):
-            raise ImageError(f"{self.name(index)}: its column {self._image!r} holds no image file")
+            raise ImageError(f"its column {self._image!r} holds no image file")
         caption = table[self._caption][row].as_py() if self._caption else None
         return image, one_caption(caption, index)
 
@@ -64,7 +64,7 @@ class Tables(Source):
         pyarrow = _pyarrow(self.title)
         try:
             file = _open_table(path)
-            if path.endswith(".arrow"):
+            if _is_arrow(path):
                 return file[0], [batch.num_rows for batch in file[1]]
             rows = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
             return file.schema_arrow.names, rows
@@ -94,7 +94,7 @@ class Tables(Source):
             if path not in opened:
                 opened[path] = _open_table(path)
             file = opened[path]
-            if path.endswith(".arrow"):
+            if _is_arrow(path):
                 return file[1][group]  # mapped into memory: nothing to keep
             if (number, group) in self._groups:
                 self._groups.move_to_end((number, group))
@@ -114,12 +114,16 @@ def _pyarrow(title: str):
     return pyarrow
 
 
+def _is_arrow(path: str) -> bool:
+    return shard_kind(path) == "arrow"
+
+
 def _open_table(path: str):
     """A pyarrow.parquet.ParquetFile; of Arrow files (names of the columns, record batches)."""
     import pyarrow
     import pyarrow.parquet
 
-    if not path.endswith(".arrow"):
+    if not _is_arrow(path):
         return pyarrow.parquet.ParquetFile(path, memory_map=True)
     mapped = pyarrow.memory_map(path)
     try:
