@@ -76,9 +76,10 @@ def plan(config) -> None:
             start = time.perf_counter()
             compiled = programs.compiled(name, state, frozen, batch, key)
             seconds = time.perf_counter() - start
+            work = flops(compiled) * config.accumulate
             working = compiled.memory_analysis().temp_size_in_bytes
             print(
-                f"  {name:10}  {'×'.join(map(str, shape)):20}  {flops(compiled) / 1e12:14.2f}"
+                f"  {name:10}  {'×'.join(map(str, shape)):20}  {work / 1e12:14.2f}"
                 f"  {working / _GIB:13.2f}  {(held + working) / _GIB:12.2f}  {seconds:6.0f} s",
                 flush=True,
             )

@@ -32,6 +32,17 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1) -> 
         jax.distributed.initialize()
 
 
+def meet(place: str, patience: int = 3600) -> None:
+    """Waits for all processes, so many seconds at most; each `place` is for one meeting.
+
+    For before a collective: on CPUs that waits half a minute only for a process that has other
+    things to do.
+    """
+    from orbax.checkpoint import multihost
+
+    multihost.get_barrier_sync_fn()(key=place, timeout_ms=1000 * patience)
+
+
 def is_cluster(environment: Mapping[str, str]) -> bool:
     """Whether the environment is that of one process among several of a job."""
     tasks = environment.get("SLURM_NTASKS", "1")

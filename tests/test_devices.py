@@ -145,7 +145,10 @@ def test_two_processes_of_four_devices_do_what_one_does(whole, folders):
     stage, wanted = whole
     workdir = folders / f"{stage}-cluster"
     launcher = [sys.executable, str(ROOT / "launch" / "local_cluster.py"), "--processes=2"]
-    own = command(stage, workdir, folders, **{"mesh.data": 2, "mesh.fsdp": 4})
+    more = {"mesh.data": 2, "mesh.fsdp": 4}
+    if stage == "stage1":  # only the first process codes, the others wait for it
+        more |= {"coded.images": ROOT / "examples", "coded.metrics": "('psnr',)", "coded.limit": 1}
+    own = command(stage, workdir, folders, **more)
     env = environment(folders, 4)
     env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
     subprocess.run([*launcher, "--devices=4", "--", *own], env=env, check=True)

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
@@ -18,8 +19,10 @@ from orbax.checkpoint import v1 as ocp
 from onedc_jax.checkpoint import load_model
 from onedc_jax.errors import OneDCError
 from onedc_jax.log import JsonLines
+from onedc_jax.training import loop
 from onedc_jax.training.loop import train
 from onedc_jax.training.saving import open_checkpoints
+from onedc_jax.training.state import TrainState, measured
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,6 +79,19 @@ def test_a_run_may_take_its_batches_in_parts(whole, tmp_path):
     assert losses(tmp_path / "run")[2] == pytest.approx(losses(whole)[2], rel=0.05)
 
 
+def test_what_is_measured_is_taken_in_parts_too():
+    sizes = []
+
+    def loss(params, frozen, batch, key, step):
+        sizes.append(len(batch["image"]))
+        return None, dict(mean=batch["image"].mean())
+
+    state = TrainState(jnp.zeros((), jnp.int32), None, None, None)
+    batch = dict(image=jnp.arange(8.0))
+    found = measured(loss, 4)(state, {}, batch, jax.random.key(0))
+    assert float(found["mean"]) == 3.5 and set(sizes) == {2}
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
     workdir = tmp_path / "run"
     for steps in (3, 4):  # the last checkpoint may be one that only the end of a run makes
@@ -83,6 +99,19 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(whole, tmp_path):
     # What a run tells between its last checkpoint and its death comes again.
     with JsonLines(workdir / "metrics.jsonl") as log:
         log.write(step=5, loss=-1.0)
+    train(toy.recipe(), workdir)
+    assert_same(workdir, whole)
+
+
+def test_where_measuring_fails_no_step_is_lost(whole, tmp_path, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(loop._Examination, "panel", fail)
+        train(toy.recipe(), workdir)
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
     train(toy.recipe(), workdir)
     assert_same(workdir, whole)
 

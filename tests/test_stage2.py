@@ -168,6 +168,7 @@ def test_captions_are_heard_and_none_is_the_empty_one(tmp_path):
     assert {x.dtype for x in jax.tree.leaves(frozen["real"])} == {jnp.dtype("bfloat16")}
     image = np.zeros((2, 128, 128, 3), np.uint8)
     captions = np.array([[14, 15, 15, 15, 15, 15, 15], [14, 3, 15, 15, 15, 15, 15]])
+    assert frozen.keys() == {"real", "text"}  # nothing that was computed, in digits of one machine
     context, empty = scores.context(frozen, dict(image=image, caption=captions))
     assert context.shape == (2, 7, 8)
     np.testing.assert_allclose(context[0], empty[0], rtol=0.05, atol=0.05)  # but for bfloat16
@@ -200,3 +201,11 @@ def test_a_run_needs_both_models_and_says_where_it_goes_unguided(tiny_model, tea
     assert stage2.make(recipe(tiny_model, teacher)).check() == []
     save_model(tmp_path / "heard", {"unet": UNET, "text": TEXT}, {"unet": unet_params()})
     assert "no captions" in stage2.make(recipe(tiny_model, tmp_path / "heard")).check()[0]
+    unheard = recipe(tiny_model, teacher, **{"data.captions": "some/folder"})
+    assert "knows no captions" in stage2.make(unheard).check()[0]
+
+
+def test_adapting_a_model_without_lora_is_refused(tiny_model, teacher):
+    trainable = recipe_file("stage2")("full").trainable
+    with pytest.raises(OneDCError, match="has no LoRA"):
+        stage2.make(recipe(tiny_model, teacher, trainable=trainable)).check()

@@ -15,7 +15,7 @@ from onedc_jax.errors import OneDCError
 from onedc_jax.models.clip import empty_caption
 from onedc_jax.models.diffusion import alphas_cumprod
 from onedc_jax.models.vqgan import VQGAN
-from onedc_jax.training import losses, teacher, tokenizer
+from onedc_jax.training import autoencoder, losses, teacher, tokenizer
 from onedc_jax.trees import named
 
 # Compiling takes most of the time here, and code that is not optimised computes the same.
@@ -166,3 +166,18 @@ def test_an_empty_caption_is_a_beginning_and_ends():
 def test_a_recipe_that_cannot_run_is_refused(tiny_model, changes, words):
     with pytest.raises(OneDCError, match=words):
         teacher.make(small_teacher(str(tiny_model), **changes))
+
+
+def test_what_would_stay_random_is_refused(tiny_model):
+    config = small_teacher(str(tiny_model), **CAPTIONS, trainable="unet/")
+    with pytest.raises(OneDCError, match=r"not all of text trains.*config\.init\.text"):
+        teacher.make(config).check()
+    config.init.text = "some/folder"
+    assert teacher.make(config).check() == []
+    config.data.captions = ""
+    assert "nothing reads it" in teacher.make(config).check()[0]
+    for stage, part in ((autoencoder, "vae"), (tokenizer, "tokenizer")):
+        config = recipe_file(part)("tiny")
+        config.trainable = f"{part}/decoder"
+        with pytest.raises(OneDCError, match=f"not all of {part} trains.*let all train"):
+            stage.make(config).check()

@@ -99,9 +99,9 @@ def test_a_run_leaves_metrics_and_pictures(stage1_run):
 def test_what_would_stay_random_is_refused_and_what_is_left_out_said():
     lora = recipe_file("stage1")("full").trainable
     stage = lambda **changes: stage1.make(recipe("stage1", trainable=lora, **changes))
-    with pytest.raises(OneDCError, match=r"init\.vae: not all of vae trains"):
+    with pytest.raises(OneDCError, match=r"not all of vae trains.*config\.init\.vae"):
         stage().check()
-    with pytest.raises(OneDCError, match=r"init\.unet: not all of generator trains"):
+    with pytest.raises(OneDCError, match=r"not all of generator trains.*init\.unet"):
         stage(**{"init.vae": "some/folder"}).check()
     begun = {"init.vae": "some/folder", "init.unet": "another"}
     assert "without semantic distillation" in stage(**begun).check()[0]

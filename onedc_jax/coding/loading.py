@@ -1,5 +1,6 @@
 """From a model folder to a codec."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +38,20 @@ def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Code
             f"{path / 'model.json'}: not a configuration of this version ({error})"
         ) from error
     params, entropy = kept.of_folder("weights", path, lambda: _weights(path, model))
+    return _codec(str(name_or_path), model, params, entropy if arithmetic == "integer" else None)
+
+
+def assembled(name: str, config: Mapping[str, Any], params: Any) -> Codec:
+    """The codec that `load` would make of a folder with this configuration and these parameters."""
+    model = build(config)
+    return _codec(name, model, *_ready(model, params))
+
+
+def _codec(name: str, model: OneDC, params: Any, entropy: Any | None) -> Codec:
+    """A codec of what `_ready` made; without integers in floating point."""
     model = folded(model)
-    if arithmetic == "integer" and entropy is not None:
-        entropy_path = IntegerPath.of(entropy)
-    else:
-        entropy_path = FloatPath.of(model, params)
-    networks = Networks.of(model, params, jax.local_devices()[0])
-    return Codec(str(name_or_path), networks, entropy_path)
+    path = FloatPath.of(model, params) if entropy is None else IntegerPath.of(entropy)
+    return Codec(name, Networks.of(model, params, jax.local_devices()[0]), path)
 
 
 def _shapes(path: Path, model: OneDC) -> Any:
@@ -56,16 +64,21 @@ def _shapes(path: Path, model: OneDC) -> Any:
 
 
 def _weights(path: Path, model: OneDC) -> tuple[Any, Any]:
-    """The folder's parameters in float32, for `folded(model)`, and its integers or None."""
+    """The folder's parameters as `_ready` makes them, once they are known to fit."""
     params = load_model(path)[1]
     missing = {"vae", "codec", "generator"} - set(params)
     if missing:
         raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(sorted(missing))}")
-    sealed = is_sealed(path, params)
-    entropy = params.pop("entropy", None)
-    if not sealed:
-        check_tree(params, _shapes(path, model))
-    if entropy is not None:
-        integer.check(entropy, params["codec"])
-    params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-    return fold(model, params), entropy
+    networks = {name: part for name, part in params.items() if name != "entropy"}
+    if not is_sealed(path, params):
+        check_tree(networks, _shapes(path, model))
+    if "entropy" in params:
+        integer.check(params["entropy"], params["codec"])
+    return _ready(model, params)
+
+
+def _ready(model: OneDC, params: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Parameters in float32, for `folded(model)`, and their integers or None."""
+    networks = {name: part for name, part in params.items() if name != "entropy"}
+    networks = jax.tree.map(lambda x: np.asarray(x, np.float32), networks)
+    return fold(model, networks), params.get("entropy")

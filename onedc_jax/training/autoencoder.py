@@ -13,6 +13,7 @@ from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.state import (
     Stage,
     TrainState,
+    check_begun,
     gradient_update,
     init_state,
     measured,
@@ -27,11 +28,13 @@ def make(config) -> Stage:
     model = VAE(**settings | dict(dtype=config.dtype, remat=config.remat))
     optimizer = make_optimizer(config)
 
-    def init() -> tuple[TrainState, dict]:
+    def shapes() -> dict:
         image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
         key = jax.random.key(0)
-        params = {"vae": jax.eval_shape(model.init, key, image, key)["params"]}
-        params = random_params(params, config.seed)
+        return {"vae": jax.eval_shape(model.init, key, image, key)["params"]}
+
+    def init() -> tuple[TrainState, dict]:
+        params = random_params(shapes(), config.seed)
         if model.transform:
             transform.begin_autoencoder(params["vae"])
         # The posterior begins narrow: noise as large as the latents would drown the image for long.
@@ -67,9 +70,14 @@ def make(config) -> Stage:
     def export(state, frozen):
         return merge(state.averaged, frozen["model"])
 
+    def check() -> list[str]:
+        check_begun(shapes(), config.trainable, "vae")
+        return []
+
     update = gradient_update(loss, optimizer, config.ema, config.accumulate)
     return Stage(
         *(init, dict(model=update), panel, export, {"vae": settings}),
-        measure=measured(loss),
+        measure=measured(loss, config.accumulate),
         block=model.stride,
+        check=check,
     )

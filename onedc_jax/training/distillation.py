@@ -71,7 +71,7 @@ def load(config) -> Distillation | None:
             f"the distillation needs one for {_STRIDE // 2}"
         )
     head = SemanticHead(codes=tokenizer.codes, dtype=config.dtype, **wanted.head)
-    for size in _sizes(config.data):
+    for size in _sizes(config):
         if size % (_STRIDE * head.window):
             raise OneDCError(
                 f"crops of {size} pixels: with config.distillation.head.window={head.window} they "
@@ -84,10 +84,11 @@ def load(config) -> Distillation | None:
     return Distillation(head, tokenizer, params)
 
 
-def _sizes(data) -> list[int]:
-    """The sides of the images that training sees."""
-    views = [view.get("resize") or view["crop"] for view in data.views]
-    return views or [data.crop]
+def _sizes(config) -> set[int]:
+    """The sides of the images that are trained on, and of those that are measured."""
+    views = {view.get("resize") or view["crop"] for view in config.data.views}
+    measured = {config.data.crop} if config.validation_batches or not views else set()
+    return views | measured
 
 
 def teacher_input(image: Array) -> Array:

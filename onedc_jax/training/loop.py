@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from onedc_jax.captions import load_tokenizer
 from onedc_jax.data import batches, check_divides, make_views, open_source
-from onedc_jax.distributed import Preemption
+from onedc_jax.distributed import Preemption, meet
 from onedc_jax.errors import OneDCError
 from onedc_jax.evaluation.checkpoints import Coded
 from onedc_jax.log import JsonLines, TensorBoard, save_panel
@@ -105,12 +105,13 @@ def train(config, workdir: str | Path) -> None:
                     break
                 if last or done % config.checkpoint_every == 0:
                     run.check(state)
-                    measured = examine.measure(state, frozen)
-                    model = saving.export(workdir, stage, state, frozen)
-                    measured |= examine.coded(model)
-                    saving.keep_model(workdir, checkpointer, config.best, measured)
+                    with saving.saved_on_failure(checkpointer, done, state):
+                        measured = examine.measure(state, frozen)
+                        params = saving.export(workdir, stage, state, frozen)
+                        measured |= examine.coded(done, params)
+                        saving.keep_model(workdir, checkpointer, config.best, measured)
+                        run.report(done, measured, examine.panel(state, frozen))
                     checkpointer.save_async(done, state, force=last, metrics=measured or None)
-                    run.report(done, measured, examine.panel(state, frozen))
 
 
 class _Run:
@@ -135,7 +136,7 @@ class _Run:
             args = state, frozen, batch, jax.random.fold_in(key, index), self._good
             state, metrics, self._good = self._programs.update(name, *args)
             pending.append((step + 1, name, metrics))
-            work += self._programs.flops(name, batch)
+            work += self._programs.flops(name, batch) * self._config.accumulate
         # A step's metrics are fetched after the next is dispatched: the device never waits.
         self.check(state)
         self._pending = pending
@@ -204,7 +205,7 @@ class _Examination:
             self._few = jax.device_put(few, whole)
         stream = _batches(config, source, config.batch_size, **_plain(config))
         self._many = [place(mesh, next(stream)) for _ in range(config.validation_batches)]
-        self._coded = coded
+        self._coded, self._model, self._mesh = coded, stage.model, mesh
 
     def refuse_unmeasured(self, best: str, state, frozen) -> None:
         """OneDCError where the metric that a run keeps its best checkpoint by is none of these."""
@@ -222,21 +223,30 @@ class _Examination:
 
     def panel(self, state, frozen) -> dict[str, np.ndarray]:
         """What the stage draws of a few images; {} if none are wanted."""
-        return jax.device_get(self._panel(state, frozen, self._few)) if self._few else {}
+        if not self._few:
+            return {}
+        with jax.set_mesh(self._mesh):
+            return jax.device_get(self._panel(state, frozen, self._few))
 
     def measure(self, state, frozen) -> dict[str, float]:
         """The means of the stage's metrics over the validation batches; {} if there are none."""
         keys = jax.random.split(jax.random.key(0), max(len(self._many), 1))
         pairs = zip(self._many, keys, strict=False)
-        found = jax.device_get([self._measure(state, frozen, batch, k) for batch, k in pairs])
+        with jax.set_mesh(self._mesh):
+            found = jax.device_get([self._measure(state, frozen, batch, k) for batch, k in pairs])
         return {k: float(np.mean([m[k] for m in found])) for k in (found[0] if found else ())}
 
-    def coded(self, model: Path) -> dict[str, float]:
-        """What files of the images of config.coded cost and lose, the same on every process."""
+    def coded(self, step: int, params) -> dict[str, float]:
+        """What files of the images of config.coded cost and lose, the same on every process.
+
+        `params` are those that the stage exports at this step.
+        """
         if self._coded is None:
             return {}
-        first = jax.process_index() == 0
-        measured = self._coded(model) if first else dict.fromkeys(self._coded.names, 0.0)
+        measured = dict.fromkeys(self._coded.names, 0.0)
+        if jax.process_index() == 0:
+            measured = self._coded(self._model, params)
+        meet(f"coded {step}")
         measured = multihost_utils.broadcast_one_to_all(measured)
         return {f"coded_{name}": float(value) for name, value in measured.items()}
 
@@ -271,8 +281,11 @@ def _check_batches(config, mesh, block: int) -> None:
             raise OneDCError(f"crops of {size} pixels: must be multiples of {block} here")
     for view in views:
         check_divides(config.batch_size, view, jax.process_count())
-        count = round(config.batch_size * view.batch)
-        batch_sharding(mesh, (count, view.size, view.size, 3))
+    batches = [(round(config.batch_size * view.batch), view.size) for view in views]
+    if config.validation_batches:
+        batches.append((config.batch_size, config.data.crop))
+    for count, size in batches:
+        batch_sharding(mesh, (count, size, size, 3))
         if count % config.accumulate:
             raise OneDCError(
                 f"a batch of {count} images does not divide into {config.accumulate} parts "

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from orbax.checkpoint import multihost
 
+from onedc_jax.distributed import meet
 from onedc_jax.sharding import batch_sharding, replicated, shard_by_shape
 from onedc_jax.training.state import Stage
 
@@ -22,9 +22,6 @@ PEAKS = {
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
 }
-
-
-_PATIENCE_MS = 3_600_000  # with processes that compile more slowly than this one
 
 
 class Programs:
@@ -65,16 +62,14 @@ class Programs:
                 good = jax.ShapeDtypeStruct((), bool)
                 program = program.lower(state, frozen, batch, key, good).compile()
             self._programs[shapes] = program, flops(program)  # XLA counts anew when asked
-            # A collective waits half a minute for a process that is still compiling, on CPUs.
-            wait = multihost.get_barrier_sync_fn()
-            wait(key=f"compiled {shapes}", timeout_ms=_PATIENCE_MS)
+            meet(f"compiled {shapes}")  # not all compile as fast
             seconds = time.perf_counter() - start
             size = "×".join(map(str, batch["image"].shape))
             self._say(f"compiled the update of {name} for a batch of {size} in {seconds:.0f} s")
         return self._programs[shapes][0]
 
     def flops(self, name: str, batch: dict) -> float:
-        """Floating point operations of an update, once compiled, on one device."""
+        """Floating point operations of an update, once compiled, on one device: see `flops`."""
         return self._programs[_shapes(name, batch)][1]
 
 
@@ -96,7 +91,10 @@ def _shapes(name: str, batch: dict) -> tuple:
 
 
 def flops(compiled: jax.stages.Compiled) -> float:
-    """Floating point operations of a program on one device, by XLA's count; 0 if it has none."""
+    """Floating point operations of a program on one device, by XLA's count; 0 if it has none.
+
+    XLA counts one pass of a loop, such as that over the parts of a batch.
+    """
     costs = compiled.cost_analysis()
     return float((costs or {}).get("flops", 0.0))
 

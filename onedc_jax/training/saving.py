@@ -1,5 +1,6 @@
 """What a run leaves in its workdir: its configuration, checkpoints, the model, a diagnosis."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -93,6 +94,20 @@ def open_checkpoints(
     )
 
 
+@contextlib.contextmanager
+def saved_on_failure(checkpointer: ocp.training.Checkpointer, step: int, state):
+    """Saves `state` as the checkpoint of a step, unmeasured, where what is done meanwhile fails.
+
+    What is measured at a checkpoint runs for the first time after hours, and may want more memory
+    or disk than there is.
+    """
+    try:
+        yield
+    except Exception:
+        checkpointer.save(step, state, force=True)
+        raise
+
+
 def keep_model(workdir: Path, checkpointer, best: str, metrics: dict) -> None:
     """Copies `workdir`/model to model_best if a checkpoint with these metrics would be the best.
 
@@ -133,13 +148,13 @@ def restore(checkpointer: ocp.training.Checkpointer, state, shardings):
         ) from error
 
 
-def export(workdir: Path, stage: Stage, state: TrainState, frozen) -> Path:
-    """Writes `workdir`/model, the model folder of a state, and returns its path."""
+def export(workdir: Path, stage: Stage, state: TrainState, frozen) -> dict:
+    """Writes `workdir`/model, the model folder of a state, and returns the model's parameters."""
     params = stage.export(state, frozen)
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     save_model(workdir / "model", stage.model, params, overwrite=True)
-    return workdir / "model"
+    return params
 
 
 def check_finite(workdir: Path, step: int, update: str, metrics: dict, state: TrainState) -> None:

@@ -42,9 +42,8 @@ class Scores:
     def init(self, frozen_dtype: str) -> tuple[Any, dict[str, Any]]:
         """The U-Net's parameters, float32, and what is frozen, in `frozen_dtype`.
 
-        That is {"real": the U-Net's parameters, "text": the encoder's, "empty": the context of no
-        caption, float32 [1, N, D]}. Raises ModelError where a folder's parameters do not fit its
-        configuration.
+        That is {"real": the U-Net's parameters, "text": the encoder's}. Raises ModelError where a
+        folder's parameters do not fit its configuration.
         """
         loaded = load_model(resolve(self._teacher))[1] if self._teacher else {}
         real = loaded.get("unet")
@@ -57,16 +56,14 @@ class Scores:
             raise ModelError(f"{self._teacher}: {error}") from error
         real, frozen = cast(real, "float32"), dict(real=cast(real, frozen_dtype))
         if self.text is None:
-            return real, frozen | dict(empty=jnp.zeros((1, 1, context_width(real))))
-        ids = empty_caption(self.text.vocabulary, self.text.length)[None]
-        text = self._text_params(loaded, ids)
+            return real, frozen
+        text = self._text_params(loaded)
         if self.text.width != context_width(real):
             raise ModelError(
                 f"{self._teacher}: looks at text features of width {context_width(real)}, the text "
                 f"encoder makes {self.text.width}"
             )
-        empty, _ = jax.jit(self.text.apply)({"params": text}, ids)
-        return real, frozen | dict(text=cast(text, frozen_dtype), empty=empty)
+        return real, frozen | dict(text=cast(text, frozen_dtype))
 
     def context(self, frozen: dict, batch: dict) -> tuple[Array, Array | None]:
         """What the U-Nets look at, [B, N, D], and the context of no caption, [1, N, D].
@@ -74,11 +71,17 @@ class Scores:
         `batch` may hold "caption", int [B, N]. Without, or where the U-Net knows no captions, all
         have the context of no caption, and the second is None: there is nothing to be guided by.
         """
-        empty = frozen["empty"]
-        if self.text is not None and "caption" in batch:
-            features, _ = self.text.apply({"params": frozen["text"]}, batch["caption"])
-            return features, empty
+        empty = jnp.zeros((1, 1, context_width(frozen["real"])))
+        if self.text is not None:
+            features = lambda ids: self.text.apply({"params": frozen["text"]}, ids)[0]
+            # Computed anew at each step, a billionth of it: what is frozen is what folders hold.
+            empty = features(self._no_caption())
+            if "caption" in batch:
+                return features(batch["caption"]), empty
         return jnp.broadcast_to(empty, (len(batch["image"]), *empty.shape[1:])), None
+
+    def _no_caption(self) -> Array:
+        return empty_caption(self.text.vocabulary, self.text.length)[None]
 
     def _unet_shapes(self, width: int) -> dict:
         x = jax.ShapeDtypeStruct((1, 8, 8, self.unet.out_channels), jnp.float32)
@@ -86,7 +89,8 @@ class Scores:
         t = jax.ShapeDtypeStruct((1,), jnp.int32)
         return jax.eval_shape(self.unet.init, jax.random.key(0), x, t, context)["params"]
 
-    def _text_params(self, loaded: dict, ids: Array) -> dict:
+    def _text_params(self, loaded: dict) -> dict:
+        ids = self._no_caption()
         shapes = jax.eval_shape(self.text.init, jax.random.key(0), ids)["params"]
         path = self._teacher
         if "text" in loaded:

@@ -20,6 +20,7 @@ from onedc_jax.training.sources import adapted_unet, replaced
 from onedc_jax.training.state import (
     Stage,
     TrainState,
+    check_begun,
     gradient_update,
     init_state,
     measured,
@@ -127,23 +128,18 @@ def make(config) -> Stage:
         return whole(state.averaged, frozen)[0]
 
     def check() -> list[str]:
-        _, frozen = partition(param_shapes(model), config.trainable)
-        begun = {part: config.init[part] for part in _PARTS}
-        begun["generator"] = begun["generator"] or config.init.unet
-        for part, source in begun.items():
-            if not source and jax.tree.leaves(frozen[part]):
-                name = "unet" if part == "generator" else part
-                raise OneDCError(
-                    f"config.init.{name}: not all of {part} trains, and the rest would stay "
-                    "random; name a folder"
-                )
+        shapes, begun = param_shapes(model), config.init
+        for part in ("vae", "codec"):
+            check_begun(shapes, config.trainable, part, begun[part], part)
+        generator = begun.generator or begun.unet
+        check_begun(shapes, config.trainable, "generator", generator, "unet")
         wanted = config.distillation.weight and not semantics
         return ["no config.distillation.tokenizer: without semantic distillation"] * bool(wanted)
 
     updates = dict(model=gradient_update(loss, optimizer, config.ema, config.accumulate))
     return Stage(
         *(init, updates, panel, export, settings),
-        measure=measured(loss),
+        measure=measured(loss, config.accumulate),
         block=BLOCK,
         check=check,
     )

@@ -24,6 +24,7 @@ from onedc_jax.training.state import (
     TrainState,
     gradient_update,
     init_state,
+    measured,
     merge,
     partition,
 )
@@ -133,11 +134,12 @@ def make(config) -> Stage:
             psnr=losses.psnr(decoded, image),
         )
 
-    def measure(state, frozen, batch, key):
+    def restored(players, frozen, batch, key, step):
         image = from_uint8(batch["image"])
-        rate = jnp.linspace(0.0, 1.0, len(image))
-        out = generate(state.averaged["generator"], frozen, image, rate)
-        return pixels(frozen, image, out["decoded"], key)
+        rate_key, shift_key = jax.random.split(key)
+        rate = losses.spread(rate_key, len(image))
+        out = generate(players["generator"], frozen, image, rate)
+        return None, pixels(frozen, image, out["decoded"], shift_key)
 
     def panel(state, frozen, batch):
         image = from_uint8(batch["image"])
@@ -152,6 +154,13 @@ def make(config) -> Stage:
         for name in ("model", "teacher"):
             if not config.init[name]:
                 raise OneDCError(f"config.init.{name}: would be random; name a folder")
+        if "lora_" in config.trainable and not model.generator.unet.get("rank"):
+            raise OneDCError(
+                f"config.trainable={config.trainable!r}: {path} has no LoRA (merged?); convert it "
+                "without --merge-lora, or choose what else trains"
+            )
+        if config.data.captions and scores.text is None:
+            return ["config.data.captions: the teacher knows no captions, nothing is guided"]
         wanted = scores.text is not None and not config.data.captions
         return ["no config.data.captions: guided by no captions"] * wanted
 
@@ -164,6 +173,7 @@ def make(config) -> Stage:
         guidance=update("guidance", guidance_loss),
     )
     due = lambda step, name: name == "guidance" or step % config.generator_every == 0
+    measure = measured(restored, config.accumulate)
     return Stage(init, updates, panel, export, settings, due, measure, BLOCK, check)
 
 

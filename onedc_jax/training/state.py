@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -76,6 +75,22 @@ def partition(params: Tree, trainable: str) -> tuple[Tree, Tree]:
     return select(True), select(False)
 
 
+def check_begun(
+    shapes: Tree, trainable: str, part: str, folder: str = "", option: str = ""
+) -> None:
+    """Raises OneDCError where not all of a part trains that begins at random.
+
+    `folder` is what it begins as, where config.init.`option` says so.
+    """
+    _, frozen = partition(shapes, trainable)
+    if not folder and jax.tree.leaves(frozen[part]):
+        remedy = f"name a folder to begin with, config.init.{option}" if option else "let all train"
+        raise OneDCError(
+            f"trainable={trainable!r}: not all of {part} trains, and the rest would stay random; "
+            f"{remedy}"
+        )
+
+
 def merge(params: Tree, others: Tree) -> Tree:
     """The inverse of `partition`."""
     return jax.tree.map(
@@ -117,8 +132,8 @@ def gradient_update(
     gradient = jax.grad(whole, has_aux=True)
 
     def update(state: TrainState, frozen: Tree, batch: dict, key: Array):
-        average_over = partial(_accumulated, gradient, accumulate)
-        grads, metrics = average_over(state.params, frozen, batch, key, state.step)
+        args = state.params, frozen, batch, key, state.step
+        grads, metrics = averaged_over(gradient, accumulate, *args)
         squares = [jnp.square(g).sum() for g in jax.tree.leaves(grads)]
         # Behind a barrier: hundreds of sums fused into one kernel take XLA minutes to compile.
         squares = jnp.stack(jax.lax.optimization_barrier(squares))
@@ -134,29 +149,38 @@ def gradient_update(
     return update
 
 
-def measured(loss: Callable) -> Callable:
-    """A stage's `measure`: the metrics of its loss, with the averaged parameters."""
+def measured(loss: Callable, accumulate: int = 1) -> Callable:
+    """A stage's `measure`: the metrics of its loss, with the averaged parameters.
+
+    As an update's, the batch is taken in `accumulate` parts, so that it needs no more memory.
+    """
+
+    def metrics(params, frozen, *args):
+        return loss(gathered(params), gathered(frozen), *args)[1]
 
     def measure(state: TrainState, frozen: Tree, batch: dict, key: Array) -> dict[str, Array]:
-        return loss(state.averaged, frozen, batch, key, state.step)[1]
+        return averaged_over(metrics, accumulate, state.averaged, frozen, batch, key, state.step)
 
     return measure
 
 
-def _accumulated(gradient, parts: int, params, frozen, batch: dict, key: Array, step: Array):
-    """Gradients and metrics of `gradient`, averaged over a batch taken in parts."""
+def averaged_over(
+    function: Callable, parts: int, params: Tree, frozen: Tree, batch: dict, key: Array, step: Array
+) -> Tree:
+    """The tree that `function(params, frozen, batch, key, step)` makes, averaged over a batch that
+    is taken in parts, one after the other."""
     if parts == 1:
-        return gradient(params, frozen, batch, key, step)
+        return function(params, frozen, batch, key, step)
     # Interleaved: each device cuts what it holds, and nothing moves between them.
     split = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def add(total, inputs):
         part, index = inputs
-        out = gradient(params, frozen, part, jax.random.fold_in(key, index), step)
+        out = function(params, frozen, part, jax.random.fold_in(key, index), step)
         return jax.tree.map(lambda a, b: a + b / parts, total, out), None
 
     batches = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], batches)
-    shapes = jax.eval_shape(gradient, params, frozen, first, key, step)
+    shapes = jax.eval_shape(function, params, frozen, first, key, step)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     return jax.lax.scan(add, zeros, (batches, jnp.arange(parts)))[0]

@@ -22,6 +22,7 @@ from onedc_jax.training.sources import load_part, replaced
 from onedc_jax.training.state import (
     Stage,
     TrainState,
+    check_begun,
     gradient_update,
     init_state,
     measured,
@@ -54,7 +55,7 @@ def make(config) -> Stage:
     alphas = alphas_cumprod()
     optimizer = make_optimizer(config)
 
-    def init() -> tuple[TrainState, dict]:
+    def shapes() -> dict:
         latent = jax.ShapeDtypeStruct((1, 64, 64, vae.latent_channels), jnp.float32)
         width = text.width if text else config.model.context
         context = jax.ShapeDtypeStruct((1, 1, width), jnp.float32)
@@ -63,7 +64,10 @@ def make(config) -> Stage:
         shapes = {"unet": jax.eval_shape(unet.init, key, latent, t, context)["params"]}
         if text:
             shapes["text"] = jax.eval_shape(text.init, key, ids)["params"]
-        params = random_params(shapes, config.seed)
+        return shapes
+
+    def init() -> tuple[TrainState, dict]:
+        params = random_params(shapes(), config.seed)
         for name in params:
             path, reshaped = config.init[name], config.init.reshaped
             params[name] = replaced(params[name], name, path, reshaped=reshaped)
@@ -119,12 +123,20 @@ def make(config) -> Stage:
     def export(state, frozen):
         return merge(state.averaged, frozen["model"])
 
+    def check() -> list[str]:
+        parts = ("unet", "text") if text else ("unet",)
+        for part in parts:
+            check_begun(shapes(), config.trainable, part, config.init[part], part)
+        unheard = config.init.text and not text
+        return ["config.init.text: without config.data.captions nothing reads it"] * bool(unheard)
+
     settings.pop("context" if text else "text")
     update = gradient_update(loss, optimizer, config.ema, config.accumulate)
     return Stage(
         *(init, dict(model=update), panel, export, settings),
-        measure=measured(loss),
+        measure=measured(loss, config.accumulate),
         block=vae.stride,
+        check=check,
     )
 
 

@@ -16,6 +16,7 @@ from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.state import (
     Stage,
     TrainState,
+    check_begun,
     gradient_update,
     init_state,
     measured,
@@ -34,10 +35,12 @@ def make(config) -> Stage:
     model = VQGAN(**settings | dict(dtype=config.dtype))
     optimizer = make_optimizer(config)
 
-    def init() -> tuple[TrainState, dict]:
+    def shapes() -> dict:
         image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-        shapes = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
-        params = {"tokenizer": random_params(shapes, config.seed)}
+        return {"tokenizer": jax.eval_shape(model.init, jax.random.key(0), image)["params"]}
+
+    def init() -> tuple[TrainState, dict]:
+        params = random_params(shapes(), config.seed)
         codes = params["tokenizer"]["quantize"]["embedding"]
         codes["embedding"] *= np.float32(_CODE_STD * model.codes**0.5)
         trainable, frozen = partition(params, config.trainable)
@@ -81,10 +84,15 @@ def make(config) -> Stage:
     def export(state, frozen):
         return merge(state.averaged, frozen["model"])
 
+    def check() -> list[str]:
+        check_begun(shapes(), config.trainable, "tokenizer")
+        return []
+
     update = gradient_update(loss, optimizer, config.ema, config.accumulate)
     model_config = {"tokenizer": settings}
     return Stage(
         *(init, dict(model=update), panel, export, model_config),
-        measure=measured(loss),
+        measure=measured(loss, config.accumulate),
         block=model.stride,
+        check=check,
     )
