@@ -1,4 +1,4 @@
-"""Meshes and shardings, all by shape: the models know nothing of them."""
+"""Meshes and shardings, all by shape. Of the models only attention asks here."""
 
 import jax
 import numpy as np
@@ -64,6 +64,22 @@ def shard_by_shape(mesh: Mesh, tree, min_size: int = 2**16):
         return NamedSharding(mesh, P(*[None] * axis, "fsdp"))
 
     return jax.tree.map(rule, tree)
+
+
+def attention_spec(batch: int, heads: int) -> P | None:
+    """How attention's arrays [batch, positions, heads, channels] are cut on the mesh that is set.
+
+    Never along the positions, of which a query sees all: where images are few and cut into bands,
+    the heads are shared out instead. None where no such mesh is set.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not {*AXES} <= {*mesh.axis_names}:
+        return None
+    data, fsdp = (mesh.shape[axis] for axis in AXES)
+    if batch % (data * fsdp) == 0:
+        return P(AXES, None, None)
+    divides = lambda axis, size, count: axis if size % count == 0 else None
+    return P(divides("data", batch, data), None, divides("fsdp", heads, fsdp))
 
 
 def gathered(tree):

@@ -4,9 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
+from jax.sharding import PartitionSpec as P
 from reference import relative_l2
 
 from onedc_jax.models import attention
+from onedc_jax.sharding import AXES, attention_spec
 
 ON_CUDA = "cuda" in jax.local_devices()[0].client.platform_version
 
@@ -48,6 +51,21 @@ def test_bias_on_the_logits_is_the_same_all_at_once_and_in_blocks(monkeypatch):
             patch.setattr(attention, "_DENSE_LOGITS", 0)
             in_blocks = attention.attention(q, k, v, bias=bias)
         np.testing.assert_allclose(at_once, in_blocks, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "images, heads, spec",
+    [
+        (64, 1, P(AXES, None, None)),
+        (8, 8, P("data", None, "fsdp")),  # bands of few images: every head in one place
+        (8, 1, P("data", None, None)),
+        (3, 5, P(None, None, None)),
+    ],
+)
+def test_on_a_mesh_attention_is_never_cut_along_positions(images, heads, spec):
+    assert attention_spec(images, heads) is None
+    with jax.sharding.use_abstract_mesh(AbstractMesh((4, 8), AXES)):
+        assert attention_spec(images, heads) == spec
 
 
 @pytest.mark.skipif(not ON_CUDA, reason="needs an NVIDIA GPU")

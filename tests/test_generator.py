@@ -1,5 +1,6 @@
 """The generator, its noise schedule and the merging of its LoRA."""
 
+import re
 from functools import partial
 
 import jax
@@ -35,6 +36,18 @@ def test_generator_matches_the_reference(micro, name):
     out = jit(generator.apply)({"params": params}, arrays["x_hat"], arrays["tokens"])
     for key in out.keys() & arrays.keys():
         assert relative_l2(out[key], arrays[key]) < 1e-4, key
+
+
+def test_in_half_precision_what_the_step_to_x0_multiplies_is_precise(micro):
+    """Float32 alone would be TF32 or bfloat16 on accelerators."""
+    generator, params = micro
+    half = generator.clone(dtype="bfloat16")
+    arrays = golden("micro/generator")
+    lowered = jax.jit(half.apply).lower({"params": params}, arrays["x_hat"], arrays["tokens"])
+    kind = re.compile(r"(convolution|dot_general).* : \(tensor<[\dx]+xf32>")
+    products = [line for line in lowered.as_text().splitlines() if kind.search(line)]
+    assert len(products) == 5  # time embedding (2), conv_out, blocks_5 and short_cut
+    assert all("HIGHEST" in line for line in products)
 
 
 def test_schedule_matches_the_reference():

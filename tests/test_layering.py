@@ -28,7 +28,7 @@ ROOMS = {
     "onedc_jax.captions": ["errors"],
     "onedc_jax.distributed": ["errors"],
     # what the network is
-    "onedc_jax.models.attention": [],
+    "onedc_jax.models.attention": ["sharding"],
     "onedc_jax.models.layers": ["models.attention"],
     "onedc_jax.models.onedc": ["errors", "models.*"],
     "onedc_jax.models.dists": ["errors", "models.*", "torch_files"],
@@ -62,7 +62,7 @@ ROOMS = {
         *("errors", "models.*", "training.*", "checkpoint", "weights"),
         *("captions", "data", "distributed", "log", "sharding", "evaluation.checkpoints"),
     ],
-    "onedc_jax.training.programs": ["errors", "training.state", "sharding"],
+    "onedc_jax.training.programs": ["errors", "training.state", "sharding", "distributed"],
     "onedc_jax.training.saving": ["errors", "trees", "images", "training.state", "checkpoint"],
     "onedc_jax.training.*": [
         *("errors", "trees", "models.*", "training.*", "checkpoint", "weights", "sharding"),

@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from onedc_jax.sharding import attention_spec
 
 Array = jax.Array
 
@@ -65,12 +68,22 @@ def _is_fused(q: Array) -> bool:
 
 
 def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
-    """`attention` by cuDNN: mask and bias, of all queries and keys, in the type of q."""
+    """`attention` by cuDNN: mask and bias, of all queries and keys, in the type of q.
+
+    On a mesh all of them are cut alike, as that kernel wants them.
+    """
     there = None
     if mask is not None:
         shape = (mask.shape[0], 1, q.shape[1], k.shape[1])
         there = jnp.broadcast_to(mask[:, None, None, :], shape)
     bias = None if bias is None else bias[:, None].astype(q.dtype)
+    if spec := attention_spec(q.shape[0], q.shape[2]):
+        images = P(spec[0])
+        q, k, v = (lax.with_sharding_constraint(x, spec) for x in (q, k, v))
+        if there is not None:
+            there = lax.with_sharding_constraint(there, images)
+        if bias is not None and len(bias) == len(q):
+            bias = lax.with_sharding_constraint(bias, images)
     return jax.nn.dot_product_attention(q, k, v, bias, there, implementation="cudnn")
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from onedc_jax.models.diffusion import alphas_cumprod, x0_from_eps
-from onedc_jax.models.layers import Conv, GroupNorm
+from onedc_jax.models.layers import PRECISE, Conv, GroupNorm
 from onedc_jax.models.noise import Noise
 from onedc_jax.models.unet import UNet
 
@@ -29,8 +29,9 @@ class Reduction(nn.Module):
         y = nn.silu(self.norm(name="blocks_0")(x))
         y = Conv(x.shape[-1], 3, dtype=self.dtype, name="blocks_2")(y)
         y = nn.silu(self.norm(name="blocks_3")(y))
-        # Float32: the step to x0 multiplies an error made here by nearly 15.
-        return Conv(self.features, 3, name="blocks_5")(y) + Conv(self.features, name="short_cut")(x)
+        # The step to x0 multiplies an error made here by nearly 15.
+        y = Conv(self.features, 3, name="blocks_5", **PRECISE)(y)
+        return y + Conv(self.features, name="short_cut", **PRECISE)(x)
 
 
 class Generator(nn.Module):

@@ -41,6 +41,13 @@ def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ..
     return module.param(name, init, shape)
 
 
+PRECISE = dict(dtype=jnp.float32, precision=lax.Precision.HIGHEST)
+"""Fields of the few layers whose errors are multiplied by what follows.
+
+Of float32 alone, accelerators make TF32 or bfloat16 products.
+"""
+
+
 class Conv(nn.Module):
     """A square convolution, optionally with LoRA: [B, H, W, C] -> [B, H', W', F].
 
@@ -60,6 +67,7 @@ class Conv(nn.Module):
     rank: int = 0
     alpha: float = 8.0
     dtype: Any = jnp.float32
+    precision: lax.PrecisionLike = None
     kernel_init: Callable = nn.initializers.lecun_normal()
 
     @nn.compact
@@ -69,7 +77,7 @@ class Conv(nn.Module):
         shape = (self.size, self.size, x.shape[-1], self.features)
         kernel = parameter(self, "kernel", self.kernel_init, shape)
         x = x.astype(self.dtype)
-        y = convolved(x, kernel, self.stride, pads)
+        y = convolved(x, kernel, self.stride, pads, self.precision)
         if self.bias:
             y += _along_channels(
                 parameter(self, "bias", nn.initializers.zeros, (self.features,)), y
@@ -82,17 +90,20 @@ class Conv(nn.Module):
         return y
 
 
-def convolved(x: Array, kernel: Array, stride: int, pads) -> Array:
+def convolved(
+    x: Array, kernel: Array, stride: int, pads, precision: lax.PrecisionLike = None
+) -> Array:
     """x [B, H, W, C] and a kernel [h, w, C, F] -> [B, H', W', F], in the type of x."""
     if kernel.shape[:2] == (1, 1) and stride == 1 and not np.any(pads):
         # A plain product: as a convolution XLA:CPU takes longer, for its gradients most of all.
-        return x @ kernel[0, 0].astype(x.dtype)
+        return jnp.matmul(x, kernel[0, 0].astype(x.dtype), precision=precision)
     return lax.conv_general_dilated(
         x,
         kernel.astype(x.dtype),
         (stride, stride),
         pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
     )
 
 
@@ -109,13 +120,14 @@ class Dense(nn.Module):
     rank: int = 0
     alpha: float = 8.0
     dtype: Any = jnp.float32
+    precision: lax.PrecisionLike = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
         kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), shape)
         x = x.astype(self.dtype)
-        y = x @ kernel.astype(self.dtype)
+        y = jnp.matmul(x, kernel.astype(self.dtype), precision=self.precision)
         if self.bias:
             y += _along_channels(
                 parameter(self, "bias", nn.initializers.zeros, (self.features,)), y
@@ -251,8 +263,8 @@ class TimeEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, t: Array) -> Array:
-        x = Dense(4 * self.width, name="linear1")(timestep_embedding(t, self.width))
-        return Dense(4 * self.width, name="linear2")(nn.silu(x))
+        x = Dense(4 * self.width, name="linear1", **PRECISE)(timestep_embedding(t, self.width))
+        return Dense(4 * self.width, name="linear2", **PRECISE)(nn.silu(x))
 
 
 class AttnBlock(nn.Module):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from onedc_jax.models.attention import attention
 from onedc_jax.models.layers import (
+    PRECISE,
     Conv,
     Dense,
     GroupNorm,
@@ -310,8 +311,8 @@ class UNet(nn.Module):
             up=attend[::-1],
         )
         x = nn.silu(norm(eps=1e-5, name="conv_norm_out")(x))
-        # Float32: one step from the last timestep multiplies an error made here by nearly 15.
-        return Conv(self.out_channels, 3, name="conv_out")(x), middle
+        # One step from the last timestep multiplies an error made here by nearly 15.
+        return Conv(self.out_channels, 3, name="conv_out", **PRECISE)(x), middle
 
 
 class AnalysisUNet(nn.Module):
