@@ -14,7 +14,7 @@ jax.config.update("jax_debug_key_reuse", True)
 
 LOCAL = dict(norm_groups=1, norm_local=True)
 MICRO_MODEL = dict(
-    vae=LOCAL | dict(widths=(8, 8, 8), layers=1, latent_channels=4, window=None, patch=2),
+    vae=LOCAL | dict(widths=(8, 8, 8), layers=0, latent_channels=4, window=None, patch=2),
     codec=LOCAL
     | dict(
         channels=16,
@@ -24,13 +24,13 @@ MICRO_MODEL = dict(
         pixel_features=8,
         fused_features=8,
         analysis_unet=dict(
-            widths=(8, 8, 16), layers=1, attention=(False,) * 3, mid_attention=False
+            widths=(8, 8, 16), layers=0, attention=(False,) * 3, mid_attention=False
         ),
         attention=False,
     ),
     generator=dict(
         timestep=499,
-        unet=LOCAL | dict(widths=(8, 16), layers=1, attention=(False, True), heads=2),
+        unet=LOCAL | dict(widths=(8, 16), layers=0, attention=(False, True), heads=2),
     ),
 )
 
