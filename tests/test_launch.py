@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+import yaml
 from PIL import Image
 
 from onedc_jax import folders
@@ -115,3 +116,31 @@ def test_slurm_s_time_limit_lets_a_run_save_and_queues_it_again(tmp_path):
     finally:
         job.kill()
     assert (tmp_path / "asked").read_text() == "requeue 7\n"
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_preempted_host_of_gke_does_not_end_as_one_that_is_done(tmp_path, asked):
+    """Its run saves and ends with 0, as one does that is done."""
+    jobset = yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
+    pod = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    naps = 2000 if asked else 1
+    (tmp_path / "python").write_text(f"""#!/usr/bin/env bash
+trap 'echo saved > "$FAKES/saved"; exit 0' TERM
+echo "$@" > "$FAKES/begun"
+for _ in {{1..{naps}}}; do sleep 0.01; done
+""")
+    (tmp_path / "python").chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "FAKES": str(tmp_path)}
+    host = subprocess.Popen(pod["containers"][0]["command"], env=environment)
+    try:
+        while asked and not (tmp_path / "begun").exists():
+            assert host.poll() is None
+            time.sleep(0.01)
+        if asked:
+            host.terminate()
+        assert host.wait(20) == (143 if asked else 0)
+    finally:
+        host.kill()
+    assert (tmp_path / "begun").read_text().startswith("launch/train.py --config=")
+    assert (tmp_path / "saved").exists() == asked
