@@ -11,6 +11,9 @@ from onedc_jax.models.onedc import build, param_shapes
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+# Compiling takes most of the time, and code that is not optimised computes the same; where it must
+# be what people run, or runs for long, there is the fixture `optimised`. Commands always are.
+jax.config.update("jax_disable_most_optimizations", True)
 
 LOCAL = dict(norm_groups=1, norm_local=True)
 MICRO_MODEL = dict(
@@ -56,6 +59,14 @@ def compilation_cache(tmp_path_factory):
     for name, value in options.items():
         jax.config.update(name, value)
         os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="module")
+def optimised():
+    """Code as people run it."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,6 @@ from reference import checkpoint, golden, relative_l2
 from onedc_jax import weights
 from onedc_jax.models.clip import TextEncoder
 
-# Compiling takes most of the time here, and code that is not optimised computes the same.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 MICRO = TextEncoder(vocabulary=512, width=96, layers=3, heads=4, hidden=192)
 
 
@@ -22,7 +19,7 @@ def encode():
     shapes = jax.eval_shape(MICRO.init, jax.random.key(0), jnp.zeros((1, 77), int))["params"]
     tensors = checkpoint("micro/text_encoder", "text_encoder.")
     params = weights.fill(shapes, tensors, weights.clip_name)
-    return partial(jit(MICRO.apply), {"params": params})
+    return partial(jax.jit(MICRO.apply), {"params": params})
 
 
 def test_features_match_the_reference(encode):

@@ -24,9 +24,6 @@ from onedc_jax.training.sources import adapted_unet, load_part
 from onedc_jax.training.state import gradient_update, init_state
 from onedc_jax.trees import named
 
-# Compiling takes most of the time here, and code that is not optimised computes the same.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 TEACHER = dict(widths=(8,) * 5, layers=1, codes=16, features=4, norm_groups=4)
 HEAD = dict(width=16, pairs=1, heads=2, window=2)
 
@@ -75,7 +72,7 @@ def lesson(tokenizer):
         return terms["ce"], terms
 
     optimizer = optax.adam(3e-3)  # without weight decay: what has no gradient stays
-    update = jit(gradient_update(loss, optimizer))
+    update = jax.jit(gradient_update(loss, optimizer))
     before = state = init_state(params, optimizer)
     history = []
     for step in range(20):

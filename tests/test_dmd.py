@@ -13,6 +13,8 @@ from onedc_jax.models.unet import UNet
 from onedc_jax.training import dmd
 from onedc_jax.training.dmd import Draw, Guidance
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 MICRO = Guidance(UNet(widths=(32, 64, 64, 64)), RealismHead())
 
 

@@ -15,9 +15,6 @@ from onedc_jax.models.generator import Generator, merge_lora
 from onedc_jax.models.layers import GroupNorm
 from onedc_jax.models.unet import Resnet
 
-# Compiling takes most of the time here, and code that is not optimised computes the same.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 
 @pytest.fixture(scope="module")
 def micro():
@@ -33,7 +30,7 @@ def micro():
 def test_generator_matches_the_reference(micro, name):
     generator, params = micro
     arrays = golden(f"micro/{name}")
-    out = jit(generator.apply)({"params": params}, arrays["x_hat"], arrays["tokens"])
+    out = jax.jit(generator.apply)({"params": params}, arrays["x_hat"], arrays["tokens"])
     for key in out.keys() & arrays.keys():
         assert relative_l2(out[key], arrays[key]) < 1e-4, key
 
@@ -72,8 +69,8 @@ def test_merged_lora_computes_the_same():
     tree = jax.eval_shape(block.init, jax.random.key(0), x, time)["params"]
     params = jax.tree.map(lambda p: draw(*p.shape) / np.sqrt(np.prod(p.shape[:-1])), tree)
 
-    before = jit(block.apply)({"params": params}, x, time)
-    after = jit(block.clone(rank=0).apply)({"params": merge_lora(params, alpha=3.0)}, x, time)
+    before = jax.jit(block.apply)({"params": params}, x, time)
+    after = jax.jit(block.clone(rank=0).apply)({"params": merge_lora(params, alpha=3.0)}, x, time)
     assert relative_l2(after, before) < 1e-5
 
 

@@ -1,7 +1,5 @@
 """The heads of training: the reference's numbers, and who sees whom through the windows."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +8,6 @@ from reference import checkpoint, golden, relative_l2
 
 from onedc_jax import weights
 from onedc_jax.models.heads import RealismHead, SemanticHead, WindowAttention
-
-# Compiling takes most of the time here, and code that is not optimised computes the same.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def seeded(module, *args):
@@ -31,7 +26,7 @@ def test_logits_of_the_student_match_the_reference(side):
     shapes = jax.eval_shape(head.init, jax.random.key(0), tokens)["params"]
     tensors = checkpoint("micro/token_predictor", "token_predictor.")
     params = weights.fill(shapes, tensors, weights.head_name, ignore="_mask$")
-    logits = jit(head.apply)({"params": params}, tokens)
+    logits = jax.jit(head.apply)({"params": params}, tokens)
     assert relative_l2(logits, arrays[f"logits_{side}"]) < 1e-4
 
 
@@ -43,13 +38,13 @@ def test_logits_of_the_classifier_match_the_reference():
     tensors = checkpoint("micro/guidance", "guidance.")
     own = {name: value for name, value in tensors.items() if name.startswith("cls_pred_branch.")}
     params = weights.fill(shapes, own, weights.head_name)
-    assert relative_l2(jit(head.apply)({"params": params}, middle), arrays["cls_logits"]) < 1e-4
+    assert relative_l2(jax.jit(head.apply)({"params": params}, middle), arrays["cls_logits"]) < 1e-4
 
 
 def seen_by(module, x, row, column):
     """Which positions of x [1, H, W, C] the output at (row, column) depends on, bool [H, W]."""
     params = seeded(module, x)
-    gradient = jit(jax.grad(lambda x: module.apply(params, x)[0, row, column].sum()))(x)
+    gradient = jax.jit(jax.grad(lambda x: module.apply(params, x)[0, row, column].sum()))(x)
     return np.any(np.asarray(gradient[0]) != 0, axis=-1)
 
 

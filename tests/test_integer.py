@@ -16,6 +16,8 @@ from onedc_jax.coding import path, proof, tables
 from onedc_jax.errors import ModelError
 from onedc_jax.models import integer
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 LAUNCHER = Path(__file__).parent.parent / "launch" / "check_exact.py"
 
 

@@ -19,6 +19,8 @@ from onedc_jax.coding.windows import BLOCK
 from onedc_jax.models import prior
 from onedc_jax.models.quantize import indices_to_codes
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 @pytest.fixture(scope="module")
 def codec():

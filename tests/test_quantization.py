@@ -18,6 +18,8 @@ from onedc_jax.coding.path import FloatPath, IntegerPath
 from onedc_jax.coding.stream import Arithmetic, inspect
 from onedc_jax.models import integer
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 @pytest.fixture(scope="module")
 def codec(tiny_model):

@@ -58,7 +58,7 @@ def test_the_gradient_is_the_distortion_s(codec):
     y, z_indices = codec.analyse(image)
     direction = np.random.default_rng(1).standard_normal(y.shape).astype(np.float32)
     found = lambda step: codec.refinement.distortion(image, y + step * direction, z_indices, None)
-    slope = (found(0.02)[0] - found(-0.02)[0]) / 0.04
+    slope = (found(1e-4)[0] - found(-1e-4)[0]) / 2e-4  # farther off, other kinks of LPIPS
     assert np.vdot(found(0.0)[1], direction) == pytest.approx(slope, rel=0.05)
 
 

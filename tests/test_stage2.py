@@ -1,6 +1,5 @@
 """Stage 2: who moves at which update, on models of a few channels."""
 
-from functools import partial
 from types import SimpleNamespace
 
 import jax
@@ -19,9 +18,6 @@ from onedc_jax.models.unet import UNet
 from onedc_jax.training import stage2
 from onedc_jax.training.scores import Scores
 from onedc_jax.trees import named
-
-# Compiling takes most of the time here, and code that is not optimised computes the same.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 UNET = LOCAL | dict(widths=(8, 16), layers=1, attention=(False, False), heads=2)
 TEXT = dict(vocabulary=16, length=7, width=8, layers=1, heads=2, hidden=8)
@@ -71,7 +67,7 @@ def run(tiny_model, teacher):
     first, frozen = stage.init()
     rng = np.random.default_rng(0)
     batch = dict(image=rng.integers(0, 256, (2, 128, 128, 3), np.uint8))
-    updates = {name: jit(update) for name, update in stage.updates.items()}
+    updates = {name: jax.jit(update) for name, update in stage.updates.items()}
     keys = jax.random.split(jax.random.key(0), 2)
     second, metrics = updates["generator"](first, frozen, batch, keys[0])
     third, more = updates["guidance"](second, frozen, batch, keys[1])

@@ -1,7 +1,5 @@
 """The two teachers from scratch, tokenizer and latent diffusion model: do they learn?"""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,9 +16,6 @@ from onedc_jax.models.vqgan import VQGAN
 from onedc_jax.training import autoencoder, losses, teacher, tokenizer
 from onedc_jax.trees import named
 
-# Compiling takes most of the time here, and code that is not optimised computes the same.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
 STEPS = 25
 CAPTIONS = {"data.captions": "a folder that only the loop reads"}
 
@@ -28,7 +23,7 @@ CAPTIONS = {"data.captions": "a folder that only the loop reads"}
 def learn(stage, batch: dict, seeds=range(STEPS)) -> tuple:
     """The state before and after steps on one batch, frozen arrays, and all metrics."""
     before, frozen = stage.init()
-    update = jit(stage.updates["model"])
+    update = jax.jit(stage.updates["model"])
     state, history = before, []
     for seed in seeds:
         state, metrics = update(state, frozen, batch, jax.random.key(seed))

@@ -11,6 +11,8 @@ from onedc_jax.models.heads import Critic
 from onedc_jax.training import stage1
 from onedc_jax.training.texture import Texture, critic_terms
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 WEIGHTS = str(GOLDEN / "dists" / "weights.pt")
 
 

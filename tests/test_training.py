@@ -29,14 +29,6 @@ from onedc_jax.trees import named
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture(scope="module", autouse=True)
-def unoptimised():
-    """Compiling takes most of the time here, and code that is not optimised computes the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def vae_run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("runs") / "vae"

@@ -1,7 +1,5 @@
 """The VQGAN tokenizer: the reference's numbers, the codebook, and training it from scratch."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +8,6 @@ from reference import checkpoint, golden, relative_l2
 
 from onedc_jax import weights
 from onedc_jax.models.vqgan import VQGAN
-
-# Compiling takes most of the time here, and code that is not optimised computes the same.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 SMALL = VQGAN(widths=(8, 8, 16), layers=1, codes=32, features=6, norm_groups=4)
 
@@ -35,7 +30,7 @@ def released():
     shapes = jax.eval_shape(model.init, jax.random.key(0), arrays["image"])["params"]
     tensors = checkpoint("micro/tokenizer", "tokenizer.")
     params = weights.fill(shapes, tensors, weights.vqgan_name)
-    return arrays, *jit(model.apply)({"params": params}, arrays["image"])
+    return arrays, *jax.jit(model.apply)({"params": params}, arrays["image"])
 
 
 def test_tokens_match_the_reference(released):
@@ -71,7 +66,7 @@ def test_nearest_code_has_the_least_distance(small):
 def test_gradient_of_the_image_reaches_the_encoder_and_not_the_codebook(small):
     params, image = small
     loss = lambda params: jnp.square(SMALL.apply(params, image)[0] - image).mean()
-    gradients = jit(jax.grad(loss))(params)["params"]
+    gradients = jax.jit(jax.grad(loss))(params)["params"]
     assert all(np.any(g != 0) for g in jax.tree.leaves(gradients["encoder"]))
     assert not np.any(gradients["quantize"]["embedding"]["embedding"])
 

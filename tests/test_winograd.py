@@ -16,6 +16,8 @@ from onedc_jax.models.padding import within
 from onedc_jax.models.vae import VAE
 from onedc_jax.models.winograd import convolved_3x3, on_cpu
 
+pytestmark = pytest.mark.usefixtures("optimised")
+
 
 @pytest.mark.parametrize("size", [(1, 8, 12), (2, 7, 5), (1, 1, 1), (1, 737, 733)])
 def test_a_convolution_is_the_plain_one(size):
