@@ -70,9 +70,11 @@ def save_model(
 ) -> None:
     """Writes a model folder; it appears complete or not at all.
 
-    `config`: plain and JSON-able, as `models.onedc.build` takes it. `params`: a tree of arrays,
-    stored in the dtypes that they have. Of several processes all call it; the first one writes.
-    Raises ModelError if `path` exists, unless it is a model folder and `overwrite`.
+    Where it replaces another there is neither for a moment: who is killed then finds that one in a
+    hidden folder beside it. `config`: plain and JSON-able, as `models.onedc.build` takes it.
+    `params`: a tree of arrays, stored in the dtypes that they have. Of several processes all call
+    it; the first one writes. Raises ModelError if `path` exists, unless it is a model folder and
+    `overwrite`.
     """
     from orbax.checkpoint import v1 as ocp
 

@@ -1,13 +1,15 @@
 """Files kept from one run to the next: programs ready to run, weights ready for them.
 
 They lie where jax's compilation cache is (`jax_compilation_cache_dir`), or nowhere if there is
-none. As in it, whoever may write there may run code.
+none. As in it, whoever may write there may run code. A CRC-32 in front tells damage.
 """
 
 import functools
 import hashlib
+import mmap
 import os
 import pickle
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +21,7 @@ from onedc_jax.images import atomic_write
 
 _LARGEST = 1 << 27  # bytes; reading more than that takes longer than making it ready
 _FOLDERS = 8  # so many are kept
+_CRC_BYTES = 4
 
 
 def file(name: str, *of: str) -> Path | None:
@@ -34,15 +37,32 @@ def of_folder(kind: str, folder: Path, make: Callable[[], Any]) -> Any:
     place = file(kind, str(folder.absolute()))
     if place is None:
         return make()
-    state = _digest(code(), *map(str, _files(folder)))
-    with suppress(Exception), place.open("rb") as stored:  # none yet, or not readable: made anew
-        if pickle.load(stored) == state:
-            return pickle.load(stored)
+    state = _digest(code(), *map(str, _files(folder))).encode()
+    with suppress(Exception):  # none yet, or not readable: made anew
+        stored = read(place)
+        if stored[: len(state)] == state:
+            return pickle.loads(stored[len(state) :])
     made = make()
     if sum(x.nbytes for x in jax.tree.leaves(made)) <= _LARGEST:
         with suppress(OSError):  # a full disk: it only takes longer the next time
-            write(place, pickle.dumps(state) + pickle.dumps(made), _FOLDERS)
+            write(place, state + pickle.dumps(made), _FOLDERS)
     return made
+
+
+def read(place: Path) -> memoryview:
+    """What `write` has written at a place, mapped into memory.
+
+    Raises OSError where it cannot be read, ValueError where it is not as it was.
+    """
+    with place.open("rb") as file:
+        data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if _crc(data[_CRC_BYTES:]) != data[:_CRC_BYTES]:
+        raise ValueError(f"{place}: damaged")
+    return data[_CRC_BYTES:]
+
+
+def _crc(data: bytes | memoryview) -> bytes:
+    return zlib.crc32(data).to_bytes(_CRC_BYTES)
 
 
 def write(place: Path, data: bytes, most: int) -> None:
@@ -50,7 +70,7 @@ def write(place: Path, data: bytes, most: int) -> None:
 
     Raises OSError.
     """
-    atomic_write(place, data, overwrite=True)
+    atomic_write(place, _crc(data) + data, overwrite=True)
     name = place.name.rpartition("-")[0]
     for old in sorted(place.parent.glob(f"{name}-*"), key=_age)[most:]:
         old.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ import pytest
 
 from onedc_jax.coding import path, proof, tables
 from onedc_jax.errors import ModelError
-from onedc_jax.models import integer
+from onedc_jax.models import integer, prior
 
 pytestmark = pytest.mark.usefixtures("optimised")
 
@@ -220,3 +220,8 @@ def test_integers_of_another_network_are_refused(case):
     prior = {name: x for name, x in case.entropy["prior"].items() if name != "step_2"}
     with pytest.raises(ModelError, match="step_2"):
         integer.check(case.entropy | {"prior": prior}, case.entropy)
+
+
+def test_where_jax_has_64_bits_a_step_s_values_keep_theirs():
+    with jax.enable_x64(True):
+        assert prior.gather(jnp.zeros((1, 2, 2, 8), jnp.int32), 0).dtype == jnp.int32

@@ -56,10 +56,13 @@ def test_what_cannot_be_read_back_is_made_anew(cache, source):
     read = partial(kept.of_folder, "x", source, partial(made, source, calls))
     read()
     (file,) = cache.iterdir()
-    for damage in (b"", b"no pickle", file.read_bytes()[:-9]):
+    whole = file.read_bytes()
+    (place,) = (i for i in range(len(whole)) if whole[i : i + 3] == b"abc")
+    flipped = whole[:place] + b"abd" + whole[place + 3 :]
+    for damage in (b"", b"no pickle", whole[:-9], flipped):
         file.write_bytes(damage)
         assert bytes(read()["a"]) == b"abc"
-    assert len(calls) == 4
+    assert len(calls) == 5
 
 
 def test_few_folders_and_no_large_ones_are_kept(cache, source, monkeypatch):

@@ -14,6 +14,7 @@ import onedc_jax
 from onedc_jax import checkpoint, quantization
 from onedc_jax.cli import main
 from onedc_jax.coding.entropy import encode_steps
+from onedc_jax.coding.loading import load
 from onedc_jax.coding.path import FloatPath, IntegerPath
 from onedc_jax.coding.stream import Arithmetic, inspect
 from onedc_jax.models import integer
@@ -151,6 +152,7 @@ def test_integers_that_are_not_the_models_are_refused(folder, tmp_path):
     checkpoint.save_model(tmp_path / "model", config, params | {"entropy": wrong})
     with pytest.raises(onedc_jax.ModelError, match="prior/fusion_1/dw_in"):
         onedc_jax.load(tmp_path / "model")
+    assert not load(tmp_path / "model", "float").exact  # as `onedc quantize` makes them anew from
 
 
 def test_the_command_needs_images_and_replaces_nothing_unasked(folder, tmp_path, capsys):

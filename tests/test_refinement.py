@@ -92,6 +92,7 @@ def test_a_search_of_streams_that_are_slow_to_make_keeps_the_size():
         assert size - 24 < len(search.within(quick, final, 40, size)) <= size
         assert abs(len(search.nearest(quick, final, 40, size)) - size) < 12
     assert len(search.within(quick, final, 40, 11)) == 10  # only a quick one fits
+    assert len(search.within(quick, lambda i: bytes(10 * i + 70), 40, 100)) == 100  # or of many one
     assert len(search.within(quick, final, 40, 10**6)) == 11 * 39 + 12
 
 

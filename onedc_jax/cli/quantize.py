@@ -95,7 +95,6 @@ def _quantize(arguments: argparse.Namespace) -> int:
                 sizes[i] += [_size(of.quantise(*held, rate)[0]) for of in codecs]
             bar.update()
 
-    # In its own folder a model only gains a part, and is whole at every moment.
     checkpoint.save_model(out, config, params | {"entropy": entropy}, overwrite=True)
     print(f"{out}: has integers now; in bytes, y of {len(latents)} images takes")
     for quality, (now, before) in zip(qualities, sizes, strict=True):

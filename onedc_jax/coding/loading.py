@@ -37,8 +37,8 @@ def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Code
         raise ModelError(
             f"{path / 'model.json'}: not a configuration of this version ({error})"
         ) from error
-    params, entropy = kept.of_folder("weights", path, lambda: _weights(path, model))
-    return _codec(str(name_or_path), model, params, entropy if arithmetic == "integer" else None)
+    ready = lambda: _weights(path, model, arithmetic)
+    return _codec(str(name_or_path), model, *kept.of_folder(f"{arithmetic}-weights", path, ready))
 
 
 def assembled(name: str, config: Mapping[str, Any], params: Any) -> Codec:
@@ -63,8 +63,11 @@ def _shapes(path: Path, model: OneDC) -> Any:
         raise ModelError(f"{path / 'model.json'}: its layers do not fit ({reason})") from error
 
 
-def _weights(path: Path, model: OneDC) -> tuple[Any, Any]:
-    """The folder's parameters as `_ready` makes them, once they are known to fit."""
+def _weights(path: Path, model: OneDC, arithmetic: str) -> tuple[Any, Any]:
+    """The folder's parameters as `_ready` makes them, once they are known to fit.
+
+    Of integers that are not to be used nothing is asked: they may be those to be made anew.
+    """
     params = load_model(path)[1]
     missing = {"vae", "codec", "generator"} - set(params)
     if missing:
@@ -72,6 +75,8 @@ def _weights(path: Path, model: OneDC) -> tuple[Any, Any]:
     networks = {name: part for name, part in params.items() if name != "entropy"}
     if not is_sealed(path, params):
         check_tree(networks, _shapes(path, model))
+    if arithmetic == "float":
+        return _ready(model, networks)
     if "entropy" in params:
         integer.check(params["entropy"], params["codec"])
     return _ready(model, params)

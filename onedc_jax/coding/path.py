@@ -267,7 +267,7 @@ class FloatPath(Path):
 
     @classmethod
     def of(cls, model: OneDC, params: Any) -> "FloatPath":
-        cpu = jax.devices("cpu")[0]
+        cpu = jax.local_devices(backend="cpu")[0]
         parts = {name: params["codec"][name] for name in integer.PARTS & params["codec"].keys()}
         parts = jax.tree.map(lambda x: np.asarray(x, np.float32), parts)
         model = model.clone(codec=model.codec.clone(dtype="float32"))
@@ -284,7 +284,7 @@ class FloatPath(Path):
         return np.clip(values, -MAX_SYMBOL, MAX_SYMBOL).astype(np.int32)
 
     def _step(self, k, z_indices, y_hat, context, sizes, rate):
-        cpu = jax.devices("cpu")[0]
+        cpu = jax.local_devices(backend="cpu")[0]
         inputs = jax.device_put((z_indices, y_hat, context, sizes, knob_place(rate)), cpu)
         mean, scale, context = self._program(k, self.params, *inputs)
         return mean, tables.scale_index(np.asarray(scale)), context

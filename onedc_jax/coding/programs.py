@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jaxlib
 import numpy as np
 from jax.experimental import serialize_executable
 
@@ -45,10 +46,10 @@ def ready(function: Callable, of: str, *args) -> jax.stages.Compiled:
     """
     device = _device(args)
     file = _file(function.__name__, of, args, device)
-    if file and file.is_file():
+    if file:
         # Another jax or machine may have written it after all; then it is made anew.
         with suppress(Exception):
-            return _read(file.read_bytes(), device)
+            return _read(kept.read(file), device)
     with _unknown_to_jax:
         compiled = jax.jit(function).lower(*args).compile()
     if file:
@@ -64,7 +65,7 @@ def _device(args: tuple) -> jax.Device:
     return next((min(x.devices(), key=lambda d: d.id) for x in arrays), jax.devices()[0])
 
 
-def _read(data: bytes, device: jax.Device) -> jax.stages.Compiled:
+def _read(data: bytes | memoryview, device: jax.Device) -> jax.stages.Compiled:
     parts, client = pickle.loads(data), device.client
     return serialize_executable.deserialize_and_load(*parts, client, execution_devices=[device])
 
@@ -112,13 +113,15 @@ def _file(name: str, of: str, args: tuple, device: jax.Device) -> Path | None:
 
 
 def _here() -> tuple[str, ...]:
-    """What programs differ by: this package's code, jax, the processor, the flags."""
+    """What programs differ by: this package's code, jax, the processor, flags and settings."""
     return (
         kept.code(),
         jax.__version__,
+        jaxlib.__version__,
         _processor(),
         os.environ.get("XLA_FLAGS", ""),
         f"{jax.config.jax_enable_x64} {jax.config.jax_default_matmul_precision}",
+        str(jax.config.read("jax_disable_most_optimizations")),
     )
 
 

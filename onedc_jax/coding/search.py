@@ -33,16 +33,17 @@ def within(
 
     The first quick one, which may have more, if even that is too long.
     """
-    aim = limit
+    place, largest = most_within(quick, count, limit)
+    data = largest
     for _ in range(_TRIES):
-        place, data = most_within(quick, count, aim)
         if len(data) > limit:
             break
         better = final(place)
         if len(better) <= limit:
             return better
         aim = min(len(data) * limit // len(better), len(data) - 1)
-    return data
+        place, data = most_within(quick, count, aim)
+    return largest
 
 
 def nearest(

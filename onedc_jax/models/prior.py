@@ -34,7 +34,8 @@ def step_mask(k: int | Array, height: int, width: int) -> np.ndarray | Array:
 def gather(x: Array, k: int | Array) -> Array:
     """The values of step k: [B, H, W, C] -> [B, H, W, C/4]."""
     b, h, w, c = x.shape
-    return jnp.where(step_mask(k, h, w)[..., None], x.reshape(b, h, w, 4, c // 4), 0).sum(3)
+    here = jnp.where(step_mask(k, h, w)[..., None], x.reshape(b, h, w, 4, c // 4), 0)
+    return here.sum(3, dtype=x.dtype)  # where jax has 64 bits too
 
 
 def scatter(x: Array, k: int) -> Array:
