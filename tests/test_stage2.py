@@ -19,7 +19,7 @@ from onedc_jax.training import stage2
 from onedc_jax.training.scores import Scores
 from onedc_jax.trees import named
 
-UNET = LOCAL | dict(widths=(8, 16), layers=1, attention=(False, False), heads=2)
+UNET = LOCAL | dict(widths=(8, 16), layers=0, attention=(False, False), heads=2)
 TEXT = dict(vocabulary=16, length=7, width=8, layers=1, heads=2, hidden=8)
 
 
