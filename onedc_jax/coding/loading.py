@@ -43,12 +43,13 @@ def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Code
 
 def assembled(name: str, config: Mapping[str, Any], params: Any) -> Codec:
     """The codec that `load` would make of a folder with this configuration and these parameters."""
-    model = build(config)
-    return _codec(name, model, *_ready(model, params))
+    model, networks = build(config), dict(params)
+    entropy = networks.pop("entropy", None)
+    return _codec(name, model, _ready(model, networks), entropy)
 
 
 def _codec(name: str, model: OneDC, params: Any, entropy: Any | None) -> Codec:
-    """A codec of what `_ready` made; without integers in floating point."""
+    """A codec of what `_ready` made; without the integers `entropy` in floating point."""
     model = folded(model)
     path = FloatPath.of(model, params) if entropy is None else IntegerPath.of(entropy)
     return Codec(name, Networks.of(model, params, jax.local_devices()[0]), path)
@@ -64,9 +65,9 @@ def _shapes(path: Path, model: OneDC) -> Any:
 
 
 def _weights(path: Path, model: OneDC, arithmetic: str) -> tuple[Any, Any]:
-    """The folder's parameters as `_ready` makes them, once they are known to fit.
+    """The folder's parameters as `_ready` makes them, and its integers or None, if they fit.
 
-    Of integers that are not to be used nothing is asked: they may be those to be made anew.
+    Integers that are not to be used are left out unasked: they may be those to be made anew.
     """
     params = load_model(path)[1]
     missing = {"vae", "codec", "generator"} - set(params)
@@ -75,15 +76,12 @@ def _weights(path: Path, model: OneDC, arithmetic: str) -> tuple[Any, Any]:
     networks = {name: part for name, part in params.items() if name != "entropy"}
     if not is_sealed(path, params):
         check_tree(networks, _shapes(path, model))
-    if arithmetic == "float":
-        return _ready(model, networks)
-    if "entropy" in params:
-        integer.check(params["entropy"], params["codec"])
-    return _ready(model, params)
+    entropy = params.get("entropy") if arithmetic == "integer" else None
+    if entropy is not None:
+        integer.check(entropy, networks["codec"])
+    return _ready(model, networks), entropy
 
 
-def _ready(model: OneDC, params: Mapping[str, Any]) -> tuple[Any, Any]:
-    """Parameters in float32, for `folded(model)`, and their integers or None."""
-    networks = {name: part for name, part in params.items() if name != "entropy"}
-    networks = jax.tree.map(lambda x: np.asarray(x, np.float32), networks)
-    return fold(model, networks), params.get("entropy")
+def _ready(model: OneDC, networks: Mapping[str, Any]) -> Any:
+    """Parameters in float32, for `folded(model)`."""
+    return fold(model, jax.tree.map(lambda x: np.asarray(x, np.float32), networks))

@@ -1,5 +1,7 @@
 """The KL autoencoder, on L1 + LPIPS + a little KL: the first link of the chain from scratch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -28,6 +30,7 @@ def make(config) -> Stage:
     model = VAE(**settings | dict(dtype=config.dtype, remat=config.remat))
     optimizer = make_optimizer(config)
 
+    @functools.cache  # tracing takes seconds
     def shapes() -> dict:
         image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
         key = jax.random.key(0)

@@ -107,8 +107,10 @@ def train(config, workdir: str | Path) -> None:
                     run.check(state)
                     with saving.saved_on_failure(checkpointer, done, state):
                         measured = examine.measure(state, frozen)
-                        params = saving.export(workdir, stage, state, frozen)
-                        measured |= examine.coded(done, params)
+                        # Not by name: it would stay in memory until the next checkpoint.
+                        measured |= examine.coded(
+                            done, saving.export(workdir, stage, state, frozen)
+                        )
                         saving.keep_model(workdir, checkpointer, config.best, measured)
                         run.report(done, measured, examine.panel(state, frozen))
                     checkpointer.save_async(done, state, force=last, metrics=measured or None)
@@ -281,10 +283,10 @@ def _check_batches(config, mesh, block: int) -> None:
             raise OneDCError(f"crops of {size} pixels: must be multiples of {block} here")
     for view in views:
         check_divides(config.batch_size, view, jax.process_count())
-    batches = [(round(config.batch_size * view.batch), view.size) for view in views]
+    shapes = [(round(config.batch_size * view.batch), view.size) for view in views]
     if config.validation_batches:
-        batches.append((config.batch_size, config.data.crop))
-    for count, size in batches:
+        shapes.append((config.batch_size, config.data.crop))
+    for count, size in shapes:
         batch_sharding(mesh, (count, size, size, 3))
         if count % config.accumulate:
             raise OneDCError(

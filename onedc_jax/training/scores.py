@@ -74,7 +74,7 @@ class Scores:
         empty = jnp.zeros((1, 1, context_width(frozen["real"])))
         if self.text is not None:
             features = lambda ids: self.text.apply({"params": frozen["text"]}, ids)[0]
-            # Computed anew at each step, a billionth of it: what is frozen is what folders hold.
+            # Anew at each step: what is frozen is what folders hold, the same on any machine.
             empty = features(self._no_caption())
             if "caption" in batch:
                 return features(batch["caption"]), empty

@@ -4,6 +4,7 @@ Trained as Rombach et al., "High-Resolution Image Synthesis with Latent Diffusio
 predict the noise on a VAE's latent, at any timestep, with or without a caption.
 """
 
+import functools
 from itertools import pairwise
 
 import jax
@@ -55,16 +56,17 @@ def make(config) -> Stage:
     alphas = alphas_cumprod()
     optimizer = make_optimizer(config)
 
+    @functools.cache  # tracing takes seconds
     def shapes() -> dict:
         latent = jax.ShapeDtypeStruct((1, 64, 64, vae.latent_channels), jnp.float32)
         width = text.width if text else config.model.context
         context = jax.ShapeDtypeStruct((1, 1, width), jnp.float32)
         ids = jax.ShapeDtypeStruct((1, text.length if text else 1), jnp.int32)
         key, t = jax.random.key(0), jax.ShapeDtypeStruct((1,), jnp.int32)
-        shapes = {"unet": jax.eval_shape(unet.init, key, latent, t, context)["params"]}
+        found = {"unet": jax.eval_shape(unet.init, key, latent, t, context)["params"]}
         if text:
-            shapes["text"] = jax.eval_shape(text.init, key, ids)["params"]
-        return shapes
+            found["text"] = jax.eval_shape(text.init, key, ids)["params"]
+        return found
 
     def init() -> tuple[TrainState, dict]:
         params = random_params(shapes(), config.seed)
@@ -124,8 +126,7 @@ def make(config) -> Stage:
         return merge(state.averaged, frozen["model"])
 
     def check() -> list[str]:
-        parts = ("unet", "text") if text else ("unet",)
-        for part in parts:
+        for part in shapes():
             check_begun(shapes(), config.trainable, part, config.init[part], part)
         unheard = config.init.text and not text
         return ["config.init.text: without config.data.captions nothing reads it"] * bool(unheard)

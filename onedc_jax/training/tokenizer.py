@@ -3,6 +3,8 @@
 It becomes the teacher of stage 1's semantic distillation.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,6 +37,7 @@ def make(config) -> Stage:
     model = VQGAN(**settings | dict(dtype=config.dtype))
     optimizer = make_optimizer(config)
 
+    @functools.cache  # tracing takes seconds
     def shapes() -> dict:
         image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
         return {"tokenizer": jax.eval_shape(model.init, jax.random.key(0), image)["params"]}
