@@ -15,10 +15,10 @@ jax.config.update("jax_debug_key_reuse", True)
 # be what people run, or runs for long, there is the fixture `optimised`. Commands always are.
 jax.config.update("jax_disable_most_optimizations", True)
 
-LOCAL = dict(norm_groups=1, norm_local=True)
+NORMS = dict(norm_groups=1)
 MICRO_MODEL = dict(
-    vae=LOCAL | dict(widths=(8, 8, 8), layers=0, latent_channels=4, window=None, patch=2),
-    codec=LOCAL
+    vae=NORMS | dict(widths=(8, 8, 8), layers=0, latent_channels=4, window=None, patch=2),
+    codec=NORMS
     | dict(
         channels=16,
         internal=16,
@@ -33,7 +33,7 @@ MICRO_MODEL = dict(
     ),
     generator=dict(
         timestep=499,
-        unet=LOCAL | dict(widths=(8, 16), layers=0, attention=(False, True), heads=2),
+        unet=NORMS | dict(widths=(8, 16), layers=0, attention=(False, True), heads=2),
     ),
 )
 

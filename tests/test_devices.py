@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import LOCAL, MICRO_MODEL
+from conftest import MICRO_MODEL, NORMS
 from recipes import ROOT
 
 from onedc_jax.checkpoint import save_model
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 STEPS = 20
 WIDE = (8, 96)  # so that some arrays are large enough to be cut over the devices
 TOKENIZER = dict(widths=(8,) * 5, layers=1, codes=16, features=4, norm_groups=4)
-SCORE = LOCAL | dict(widths=WIDE, layers=1, attention=(False, False), heads=2)
+SCORE = NORMS | dict(widths=WIDE, layers=1, attention=(False, False), heads=2)
 
 
 def random(module, *inputs) -> dict:

@@ -12,7 +12,7 @@ from onedc_jax.models.onedc import OneDC, build, param_shapes
 from onedc_jax.models.padding import within
 
 # All that looks beyond a pixel: norms over the whole image, attention everywhere, windows.
-GLOBAL = dict(norm_groups=4, norm_local=False)
+GLOBAL = dict(norm_groups=4)
 EVERYTHING = dict(
     vae=MICRO_MODEL["vae"] | GLOBAL | dict(window=5, transform=True),
     codec=MICRO_MODEL["codec"]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import LOCAL, MICRO_MODEL
+from conftest import MICRO_MODEL, NORMS
 from recipes import recipe_file
 
 from onedc_jax.checkpoint import load_model, save_model
@@ -19,7 +19,7 @@ from onedc_jax.training import stage2
 from onedc_jax.training.scores import Scores
 from onedc_jax.trees import named
 
-UNET = LOCAL | dict(widths=(8, 16), layers=0, attention=(False, False), heads=2)
+UNET = NORMS | dict(widths=(8, 16), layers=0, attention=(False, False), heads=2)
 TEXT = dict(vocabulary=16, length=7, width=8, layers=1, heads=2, hidden=8)
 
 
@@ -79,7 +79,7 @@ def run(tiny_model, teacher):
 def test_each_update_moves_its_own_player_and_nothing_else(run):
     assert list(run.stage.updates) == ["generator", "guidance"]
     for name, before, after in zip(run.stage.updates, run.states, run.states[1:], strict=False):
-        other = ({*stage2.PLAYERS} - {name}).pop()
+        other = ({*run.stage.updates} - {name}).pop()
         assert any(moved(before.params[name], after.params[name]))
         assert any(moved(before.opt_state[name], after.opt_state[name]))
         assert not any(moved(before.params[other], after.params[other]))
@@ -112,7 +112,7 @@ def test_where_the_fake_score_is_the_real_one_nothing_is_matched(run):
 
 
 def test_what_is_frozen_has_no_optimizer_memory(run):
-    for player in stage2.PLAYERS:
+    for player in run.stage.updates:
         params, memory = run.states[0].params[player], run.states[0].opt_state[player]
         sizes = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
         counters = 2  # of AdamW and of its schedule

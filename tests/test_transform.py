@@ -9,7 +9,7 @@ from pictures import photo
 
 from onedc_jax.errors import ModelError
 from onedc_jax.models import transform
-from onedc_jax.models.onedc import build
+from onedc_jax.models.onedc import build, param_shapes
 from onedc_jax.training.stage1 import initial_params
 
 LATENTS, CHANNELS = 32, 48
@@ -34,7 +34,7 @@ def test_a_model_begins_as_what_it_transforms():
     """Latents, y and the image are those of the transforms but for a little of random networks."""
     sources = dict(vae="", codec="", generator="", unet="", reshaped=False)
     model = build(MODEL)
-    params = initial_params(model, 0, sources, y_gain=4.0, span=16.0)
+    params = initial_params(model, param_shapes(model), 0, sources, y_gain=4.0, span=16.0)
     image = jnp.asarray(photo(128, 192)[None] / 127.5 - 1, jnp.float32)
     run = jax.jit(lambda p, x, r: model.apply({"params": p}, x, r))
     blocks = {size: blocks_of(np.asarray(image), size) for size in (8, 16)}
@@ -56,7 +56,7 @@ def test_a_model_begins_as_what_it_transforms():
 def test_scales_begin_near_what_y_is():
     sources = dict(vae="", codec="", generator="", unet="", reshaped=False)
     model = build(MODEL)
-    params = initial_params(model, 0, sources, y_gain=4.0, span=1.0)
+    params = initial_params(model, param_shapes(model), 0, sources, y_gain=4.0, span=1.0)
     image = jnp.asarray(photo(128, 192)[None] / 127.5 - 1, jnp.float32)
     out = jax.jit(lambda p, x, r: model.apply({"params": p}, x, r))(params, image, jnp.ones(1))
     scales = out["scales"].mean((0, 1, 2))
@@ -79,7 +79,7 @@ def test_a_codec_without_a_knob_is_refused():
     sources = dict(vae="", codec="", generator="", unet="", reshaped=False)
     model = build(MODEL | dict(codec=MODEL["codec"] | dict(rates=1)))
     with pytest.raises(ModelError, match="rates to 2 or more"):
-        initial_params(model, 0, sources)
+        initial_params(model, param_shapes(model), 0, sources)
 
 
 def blocks_of(image: np.ndarray, size: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from onedc_jax.coding.path import FloatPath, IntegerPath
 from onedc_jax.errors import ModelError
 from onedc_jax.models import integer
 from onedc_jax.models.folding import fold, folded
-from onedc_jax.models.onedc import OneDC, build, param_shapes
+from onedc_jax.models.onedc import PARTS, OneDC, build, param_shapes
 
 
 def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Codec:
@@ -70,7 +70,7 @@ def _weights(path: Path, model: OneDC, arithmetic: str) -> tuple[Any, Any]:
     Integers that are not to be used are left out unasked: they may be those to be made anew.
     """
     params = load_model(path)[1]
-    missing = {"vae", "codec", "generator"} - set(params)
+    missing = set(PARTS) - set(params)
     if missing:
         raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(sorted(missing))}")
     networks = {name: part for name, part in params.items() if name != "entropy"}

@@ -21,7 +21,7 @@ import numpy as np
 from onedc_jax.coding.programs import Programs
 from onedc_jax.coding.windows import BLOCK, SHAPES, Window, cover, cut, joined, paste
 from onedc_jax.models.codec import interpolated
-from onedc_jax.models.onedc import OneDC
+from onedc_jax.models.onedc import PARTS, OneDC
 from onedc_jax.models.padding import within
 from onedc_jax.models.pixels import from_uint8, to_uint8
 from onedc_jax.models.winograd import on_cpu
@@ -60,8 +60,8 @@ class Networks:
     @cached_property
     def decoder(self) -> OneDC:
         """The model as the decoder computes it."""
-        parts = {part: getattr(self.model, part) for part in ("vae", "codec", "generator")}
-        return self.model.clone(**{k: part.clone(dtype=self.dtype) for k, part in parts.items()})
+        parts = {part: getattr(self.model, part).clone(dtype=self.dtype) for part in PARTS}
+        return self.model.clone(**parts)
 
     @property
     def device(self) -> jax.Device:

@@ -193,13 +193,13 @@ class Codec(nn.Module):
 
     Channels: of y (`channels`), of the tokens' semantic features (`semantic`), of what the
     generator is given of both (`features`), and inside: `internal` between the layers,
-    `pixel_features` and `fused_features` of the analysis. `norm_groups` and `norm_local` are those
-    of `layers.GroupNorm`.
-    `analysis_unet` holds fields of `AnalysisUNet`. `attention=False` leaves out the analysis'
-    attention over all H/16 × W/16 positions, whose cost is quadratic in the number of pixels. With
-    several `rates` there is a knob between as many points; methods then take a `rate`, float32 [B]
-    in [0, 1], and y is meant as the network makes it, before the knob's gain. Without `guided` the
-    semantic tokens are zero, and the codes are side information of the prior alone (an ablation).
+    `pixel_features` and `fused_features` of the analysis. `norm_groups` are those of
+    `layers.GroupNorm`, `analysis_unet` holds fields of `AnalysisUNet`. `attention=False` leaves out
+    the analysis' attention over all H/16 × W/16 positions, whose cost is quadratic in the number of
+    pixels. With several `rates` there is a knob between as many points; methods then take a `rate`,
+    float32 [B] in [0, 1], and y is meant as the network makes it, before the knob's gain. Without
+    `guided` the semantic tokens are zero, and the codes are side information of the prior alone (an
+    ablation).
     """
 
     channels: int = 128
@@ -214,15 +214,14 @@ class Codec(nn.Module):
     transform: bool = False  # whether y begins as a block transform, see `transform.py`
     guided: bool = True
     norm_groups: int = 32
-    norm_local: bool = False
     remat: str = ""  # what training recomputes of the analysis U-Net, see `layers.recomputed`
     dtype: str = "float32"
 
     def setup(self):
         if self.rates > 1:
             self.knob = RateKnob(self.rates, self.channels)
-        norm = partial(GroupNorm, self.norm_groups, 1e-6, self.norm_local)
-        unet = dict(norm_groups=self.norm_groups, norm_local=self.norm_local, remat=self.remat)
+        norm = partial(GroupNorm, self.norm_groups, 1e-6)
+        unet = dict(norm_groups=self.norm_groups, remat=self.remat)
         self.analysis = Analysis(
             self.channels,
             self.internal,
@@ -274,12 +273,6 @@ class Codec(nn.Module):
         """What the codes say to the generator, [B, H/64, W/64, semantic]."""
         tokens = self.adaptor(z_semantic)
         return tokens if self.guided else jnp.zeros_like(tokens)
-
-    def synthesise_z_only(self, z_indices: Array, rate: Array | None = None) -> dict[str, Array]:
-        """The same from the tokens alone; y_hat is the prior's mean (the paper's lowest rate)."""
-        features, _ = self.hyper_synthesis(indices_to_codes(z_indices))
-        y_hat = self.prior.mean_only(features + self.at_rate(rate)[2])
-        return self.synthesise(y_hat, z_indices, rate) | dict(y_hat=y_hat)
 
     def __call__(
         self,

@@ -69,7 +69,7 @@ class Generator(nn.Module):
         """
         unet = UNet(**self.unet, remat=self.remat, dtype=self.dtype, name="unet")
         eps, _ = unet(x_hat, jnp.array([self.timestep]), tokens)
-        norm = partial(GroupNorm, unet.norm_groups, local=unet.norm_local)
+        norm = partial(GroupNorm, unet.norm_groups)
         reduced = Reduction(unet.out_channels, norm, self.dtype, name="vae_reduction")(x_hat)
         x0 = x0_from_eps(reduced, eps, self.timestep, alphas_cumprod())
         if self.noise:

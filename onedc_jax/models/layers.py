@@ -165,11 +165,9 @@ class DepthwiseConv3x3(nn.Module):
 class GroupNorm(nn.Module):
     """Group normalisation of [.., H, W, C], in its type, with float32 statistics.
 
-    `local=False`: statistics of a group over all positions, as in the paper. `local=True`: over the
-    group's channels at each position alone, so that the result at a pixel depends on nothing far
-    away. `groups=0`: no statistics at all, only scale and bias. Norms forget how bright a pixel is
-    and make a texture of what is even; small networks, whose gradients need no help, do better
-    without.
+    Statistics of a group are over all positions. `groups=0`: no statistics at all, only scale and
+    bias. Norms forget how bright a pixel is and make a texture of what is even; small networks,
+    whose gradients need no help, do better without.
 
     `mask` [..., H, W, 1], where given, says which positions exist (the others are padding and must
     not enter the statistics). `statistics`, as of `moments`, take the place of x's own.
@@ -177,7 +175,6 @@ class GroupNorm(nn.Module):
 
     groups: int = 32
     eps: float = 1e-6
-    local: bool = False
 
     @nn.compact
     def __call__(
@@ -198,7 +195,7 @@ class GroupNorm(nn.Module):
     def moments(self, x: Array, mask: Array | None = None) -> tuple[Array, Array]:
         """Mean and variance of each group, float32, to broadcast with [.., H, W, groups, C']."""
         g = self._grouped(x)
-        axes = (-1,) if self.local else (-4, -3, -1)
+        axes = (-4, -3, -1)
         where = None if mask is None else mask[..., None]
         mean = g.mean(axes, keepdims=True, where=where)
         return mean, jnp.square(g - mean).mean(axes, keepdims=True, where=where)

@@ -19,6 +19,7 @@ from onedc_jax.models.vae import VAE
 Array = jax.Array
 
 BLOCK = 64  # sides of a coded image are multiples of it: one token per block
+PARTS = ("vae", "codec", "generator")
 
 
 class OneDC(nn.Module):
@@ -52,11 +53,6 @@ class OneDC(nn.Module):
         """The decoder's network: y_hat and tokens -> image, clipped to [-1, 1]."""
         out = self.codec.synthesise(y_hat, z_indices, rate)
         return self.generate(out["x_hat"], out["tokens"], out["scaled"], origin)["image"]
-
-    def reconstruct_z_only(self, z_indices: Array, rate: Array | None = None) -> Array:
-        """The same from the tokens alone, as at the paper's lowest rate."""
-        out = self.codec.synthesise_z_only(z_indices, rate)
-        return self.generate(out["x_hat"], out["tokens"], out["scaled"])["image"]
 
     def generate(
         self,
@@ -97,20 +93,19 @@ class OneDC(nn.Module):
         return out | made | dict(latent=latent)
 
 
-def build(config: Mapping[str, Any]) -> OneDC:
+def build(config: Mapping[str, Any], **computed: Any) -> OneDC:
     """The model of a plain nested configuration {"vae": .., "codec": .., "generator": ..}.
+
+    `computed` are fields of all three parts that are no matter of the model, as `dtype`.
 
     What is left out has the paper's sizes; {"generator": {"unet": {"rank": 64}}} is the released
     model, `build({})` the same with its LoRA merged. An unknown key raises a TypeError, as does a
     timestep that there is not.
     """
-    parts = {key: hashable(value) for key, value in config.items()}
-    model = OneDC(
-        vae=VAE(**parts.pop("vae", {})),
-        codec=Codec(**parts.pop("codec", {})),
-        generator=Generator(**parts.pop("generator", {})),
-        **parts,
-    )
+    fields = {key: hashable(value) for key, value in config.items()}
+    modules = zip(PARTS, (VAE, Codec, Generator), strict=True)
+    parts = {name: module(**fields.pop(name, {}) | computed) for name, module in modules}
+    model = OneDC(**parts, **fields)
     if model.generator.timestep not in range(1000):
         raise TypeError(f"timestep {model.generator.timestep!r}: must be 0 to 999")
     return model

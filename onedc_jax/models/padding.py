@@ -63,7 +63,7 @@ def within(
                 args = (jnp.where(here(x), x, 0), *args[1:])
             case BlockInverse():
                 args = (_extended(x, sizes, blocks), *args[1:])
-            case GroupNorm(groups=groups, local=False) if groups and len(args) == 1:
+            case GroupNorm(groups=groups) if groups and len(args) == 1:
                 given = None if statistics is None else statistics[len(seen)]
                 seen.append(context.module.moments(x, here(x)))
                 kwargs = kwargs | dict(statistics=given or seen[-1])

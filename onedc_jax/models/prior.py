@@ -77,7 +77,8 @@ class Prior(nn.Module):
     def __call__(self, y: Array, features: Array, alone: Array | None = None) -> dict[str, Array]:
         """Quantises y step by step with straight-through gradients.
 
-        Of images for which `alone`, boolean [B], is true no symbols are sent, as in `mean_only`.
+        Of images for which `alone`, boolean [B], is true no symbols are sent: every one is 0, and
+        y_hat the prior's mean (the paper's lowest rate).
 
         Returns full-size arrays: `residual` (y − mean), `symbols` (its rounding), `scales` and
         `y_hat`, float32, and `parameters` in `dtype`.
@@ -97,14 +98,6 @@ class Prior(nn.Module):
         return dict(
             y_hat=y_hat, residual=residual, symbols=symbols, scales=scales, parameters=parameters
         )
-
-    def mean_only(self, features: Array) -> Array:
-        """y_hat when no y is sent: every symbol is 0, so each step contributes its mean."""
-        parameters = self.parameters(features)
-        y_hat = jnp.zeros_like(features, jnp.float32)
-        for k in range(STEPS):
-            y_hat += scatter(self.step(k, y_hat, parameters)[0], k)
-        return y_hat
 
 
 def _normal_cdf(x: Array) -> Array:

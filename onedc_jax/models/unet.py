@@ -251,7 +251,7 @@ class UNet(nn.Module):
       out_channels: channels of the prediction.
       rank, alpha: of the LoRA on every convolution and product of the blocks, but for conv_in,
         conv_out and the time embedding; 0 leaves it out.
-      norm_groups, norm_local: see `layers.GroupNorm`.
+      norm_groups: see `layers.GroupNorm`.
       timed: False where the time is in the biases already, see `folding.py`.
       remat: what training recomputes of each block, see `layers.recomputed`.
       dtype: in which products and convolutions are computed.
@@ -265,7 +265,6 @@ class UNet(nn.Module):
     rank: int = 0
     alpha: float = 8.0
     norm_groups: int = 32
-    norm_local: bool = False
     timed: bool = True
     remat: str = ""
     dtype: Any = jnp.float32
@@ -288,7 +287,7 @@ class UNet(nn.Module):
           the prediction [B, h, w, out_channels], float32, and the map that leaves the middle,
           [B, h', w', middle_width], `dtype`, where h' = h halved and rounded up at each new level.
         """
-        norm = partial(GroupNorm, self.norm_groups, local=self.norm_local)
+        norm = partial(GroupNorm, self.norm_groups)
         parts = {"rank": self.rank, "alpha": self.alpha, "dtype": self.dtype}
         conv, dense = partial(Conv, **parts), partial(Dense, **parts)
         block = recomputed(Transformer, self.remat)
@@ -327,7 +326,7 @@ class AnalysisUNet(nn.Module):
       mid_attention: whether the middle has it.
       head_dim: channels of an attention head.
       features: channels of the output.
-      norm_groups, norm_local: see `layers.GroupNorm`.
+      norm_groups: see `layers.GroupNorm`.
       timed: False where the time is in the biases already, see `folding.py`.
       remat: what training recomputes of each block, see `layers.recomputed`.
       dtype: in which products and convolutions are computed.
@@ -340,7 +339,6 @@ class AnalysisUNet(nn.Module):
     head_dim: int = 8
     features: int = 512
     norm_groups: int = 32
-    norm_local: bool = False
     timed: bool = True
     remat: str = ""
     dtype: Any = jnp.float32
@@ -351,7 +349,7 @@ class AnalysisUNet(nn.Module):
 
         H and W are those of the image, multiples of 64 with three levels.
         """
-        norm = partial(GroupNorm, self.norm_groups, local=self.norm_local)
+        norm = partial(GroupNorm, self.norm_groups)
         conv, dense = partial(Conv, dtype=self.dtype), partial(Dense, dtype=self.dtype)
         block = recomputed(SelfAttention, self.remat)
         attend = partial(block, self.head_dim, partial(norm, eps=1e-5), dense)

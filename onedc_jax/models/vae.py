@@ -159,7 +159,7 @@ class VAE(nn.Module):
     `widths` are the channels of its levels, each half as fine as the one before, with `layers`
     residual blocks. `window` is that of the attention in the middle; 0: all is one window, None: no
     attention. The decoder ends in patches of `patch` pixels a side. `transform`: it begins as a
-    block transform, see `transform.py`. `norm_groups` and `norm_local`: see `layers.GroupNorm`.
+    block transform, see `transform.py`. `norm_groups`: see `layers.GroupNorm`.
     """
 
     widths: Sequence[int] = (128, 256, 512, 512)
@@ -170,12 +170,11 @@ class VAE(nn.Module):
     encoder_widths: Sequence[int] = ()  # where they are not `widths`
     transform: bool = False
     norm_groups: int = 32
-    norm_local: bool = False
     remat: str = ""  # what training recomputes of each resnet, see `layers.recomputed`
     dtype: Any = "float32"
 
     def setup(self):
-        norm = partial(GroupNorm, self.norm_groups, 1e-6, self.norm_local)
+        norm = partial(GroupNorm, self.norm_groups, 1e-6)
         resnet = partial(recomputed(Resnet, self.remat), norm=norm, dtype=self.dtype)
         attend = None
         if self.window is not None:

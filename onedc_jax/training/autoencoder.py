@@ -7,28 +7,17 @@ import jax.numpy as jnp
 
 from onedc_jax.models import transform
 from onedc_jax.models.init import random_params
-from onedc_jax.models.lpips import load_lpips, lpips
-from onedc_jax.models.pixels import from_uint8, to_unit
+from onedc_jax.models.lpips import load_lpips
+from onedc_jax.models.pixels import from_uint8
 from onedc_jax.models.vae import VAE
 from onedc_jax.training import losses
-from onedc_jax.training.optimizer import make_optimizer
-from onedc_jax.training.state import (
-    Stage,
-    TrainState,
-    check_begun,
-    gradient_update,
-    init_state,
-    measured,
-    merge,
-    partition,
-)
+from onedc_jax.training.state import Stage, check_begun, model_params, one_loss, partition
 
 
 def make(config) -> Stage:
     """The stage of a configuration such as configs/vae.py's."""
     settings = config.model.vae.to_dict()
     model = VAE(**settings | dict(dtype=config.dtype, remat=config.remat))
-    optimizer = make_optimizer(config)
 
     @functools.cache  # tracing takes seconds
     def shapes() -> dict:
@@ -36,26 +25,23 @@ def make(config) -> Stage:
         key = jax.random.key(0)
         return {"vae": jax.eval_shape(model.init, key, image, key)["params"]}
 
-    def init() -> tuple[TrainState, dict]:
+    def begin() -> tuple[dict, dict]:
         params = random_params(shapes(), config.seed)
         if model.transform:
             transform.begin_autoencoder(params["vae"])
         # The posterior begins narrow: noise as large as the latents would drown the image for long.
         params["vae"]["quant_conv"]["bias"][model.latent_channels :] = -6.0
         trainable, frozen = partition(params, config.trainable)
-        return init_state(trainable, optimizer, config.ema), dict(
-            model=frozen, lpips=load_lpips(config.lpips.net)
-        )
+        return trainable, dict(model=frozen, lpips=load_lpips(config.lpips.net))
 
     def loss(params, frozen, batch, key, step):
         image = from_uint8(batch["image"])
-        params = merge(params, frozen["model"])["vae"]
+        params = model_params(params, frozen)["vae"]
         sample_key, shift_key = jax.random.split(key)
         decoded, posterior = model.apply({"params": params}, image, sample_key)
-        pair = map(to_unit, losses.shifted(shift_key, decoded, image))
         terms = dict(
             l1=losses.l1(decoded, image),
-            lpips=lpips(frozen["lpips"], *pair, **config.lpips).mean(),
+            lpips=losses.perceptual(shift_key, frozen["lpips"], decoded, image, **config.lpips),
             kl=losses.kl(*posterior),
         )
         total = config.l1 * terms["l1"] + terms["lpips"] + config.kl * terms["kl"]
@@ -64,23 +50,14 @@ def make(config) -> Stage:
             loss=total, psnr=losses.psnr(decoded, image), latent_std=latent_std
         )
 
-    def panel(state, frozen, batch):
-        image = from_uint8(batch["image"])
-        params = {"params": merge(state.averaged, frozen["model"])["vae"]}
+    def panel(params, frozen, batch):
+        image, params = from_uint8(batch["image"]), {"params": params["vae"]}
         latent = model.apply(params, image, method=VAE.encode).mean
         return dict(original=image, decoded=model.apply(params, latent, method=VAE.decode))
-
-    def export(state, frozen):
-        return merge(state.averaged, frozen["model"])
 
     def check() -> list[str]:
         check_begun(shapes(), config.trainable, "vae")
         return []
 
-    update = gradient_update(loss, optimizer, config.ema, config.accumulate)
-    return Stage(
-        *(init, dict(model=update), panel, export, {"vae": settings}),
-        measure=measured(loss, config.accumulate),
-        block=model.stride,
-        check=check,
-    )
+    known = dict(model={"vae": settings}, block=model.stride, check=check)
+    return one_loss(config, begin, loss, panel, **known)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from onedc_jax.models.lpips import lpips
 from onedc_jax.models.pixels import to_unit
 
 Array = jax.Array
@@ -71,6 +72,11 @@ def shifted(key: Array, *images: Array, reach: int = 8) -> list[Array]:
     b, h, w, c = images[0].shape
     cut = lambda image: jax.lax.dynamic_slice(image, (0, y, x, 0), (b, h - reach, w - reach, c))
     return [cut(image) for image in images]
+
+
+def perceptual(key: Array, params: dict, a: Array, b: Array, **options) -> Array:
+    """Mean LPIPS of images, `shifted`; params and options are those of `models.lpips.lpips`."""
+    return lpips(params, *map(to_unit, shifted(key, a, b)), **options).mean()
 
 
 def sampled(key: Array, count: int, size: int, *images: Array) -> list[Array]:

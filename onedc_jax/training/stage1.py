@@ -1,5 +1,6 @@
 """Stage 1: codec, hyperprior and generator together, on pixels and rate (paper, stage 1)."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -9,44 +10,35 @@ import numpy as np
 from onedc_jax.errors import OneDCError
 from onedc_jax.models import transform
 from onedc_jax.models.init import random_params
-from onedc_jax.models.lpips import load_lpips, lpips
-from onedc_jax.models.onedc import BLOCK, OneDC, build, param_shapes
-from onedc_jax.models.pixels import from_uint8, to_unit
+from onedc_jax.models.lpips import load_lpips
+from onedc_jax.models.onedc import BLOCK, PARTS, OneDC, build, param_shapes
+from onedc_jax.models.pixels import from_uint8
 from onedc_jax.models.prior import training_bits
 from onedc_jax.models.quantize import CODEBOOK_SIZE
 from onedc_jax.training import distillation, losses
-from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.sources import adapted_unet, replaced
-from onedc_jax.training.state import (
-    Stage,
-    TrainState,
-    check_begun,
-    gradient_update,
-    init_state,
-    measured,
-    merge,
-    partition,
-)
+from onedc_jax.training.state import Stage, check_begun, merge, one_loss, partition
 from onedc_jax.training.texture import Texture
 
-_PARTS = ("vae", "codec", "generator")
+Array = jax.Array
 
 
 def make(config) -> Stage:
     """The stage of a configuration such as configs/stage1.py's."""
     settings = config.model.to_dict()
-    computed = dict(dtype=config.dtype, remat=config.remat)
-    model = build(settings | {part: settings[part] | computed for part in _PARTS})
+    model = build(settings, dtype=config.dtype, remat=config.remat)
     semantics = distillation.load(config)
-    optimizer = make_optimizer(config)
     bits_of = _proxy(config.rate.proxy)
     texture = Texture(**config.texture)
     textured = texture.weight or texture.critic
 
-    def init() -> tuple[TrainState, dict]:
-        params = initial_params(
-            model, config.seed, config.init, y_gain=config.y_gain, span=config.rate.span
-        )
+    @functools.cache  # tracing takes seconds
+    def shapes() -> dict:
+        return param_shapes(model)
+
+    def begin() -> tuple[dict, dict]:
+        given = dict(y_gain=config.y_gain, span=config.rate.span)
+        params = initial_params(model, shapes(), config.seed, config.init, **given)
         trainable, frozen = partition(params, config.trainable)
         frozen = dict(model=frozen)
         if config.perceptual:
@@ -58,32 +50,33 @@ def make(config) -> Stage:
         if semantics:
             trainable["head"] = semantics.init_head(model.codec.semantic, config.seed)
             frozen["tokenizer"] = semantics.params
-        return init_state(trainable, optimizer, config.ema), frozen
+        return trainable, frozen
 
-    def whole(trainable, frozen) -> tuple[dict, dict]:
-        """The parameters of the model, and those of what only training has, by name."""
-        helpers = {name: part for name, part in trainable.items() if name not in _PARTS}
-        parts = {name: part for name, part in trainable.items() if name in _PARTS}
-        return merge(parts, frozen["model"]), helpers
+    def params_of(trainable, frozen) -> dict:
+        """The model's, without those of the critic and the head, which only training has."""
+        return merge({part: trainable[part] for part in PARTS}, frozen["model"])
+
+    def prices(rate, step) -> tuple[Array | float, Array]:
+        """What L1 and a bit a pixel cost at rates [B]."""
+        fidelity, bits = config.l1, losses.ramp(step, config.rate.weight, config.rate.ramp)
+        if model.codec.rates == 1:
+            return fidelity, bits
+        return fidelity * config.l1_span**rate, bits * config.rate.span ** (1.0 - rate)
 
     def loss(params, frozen, batch, key, step):
         image = from_uint8(batch["image"])
-        params, helpers = whole(params, frozen)
         keys = jax.random.split(key, 7)
         noise_key, shift_key, rate_key, alone_key, texture_key, origin_key, latent_key = keys
         rate = losses.spread(rate_key, len(image))
         alone = jax.random.bernoulli(alone_key, config.alone, (len(image),))
         origin = losses.origins(origin_key, len(image))
         given = alone if config.alone else None, origin, latent_key if config.sampled else None
-        out = model.apply({"params": params}, image, rate, *given)
+        out = model.apply({"params": params_of(params, frozen)}, image, rate, *given)
         decoded = out["decoded"]
         bits = bits_of(out, noise_key).sum((1, 2, 3))
         # Of images made from their tokens alone no y is sent.
         bpp = jnp.where(alone, 0.0, bits) / (image.shape[1] * image.shape[2])  # [B]
-        weight, fidelity = losses.ramp(step, config.rate.weight, config.rate.ramp), config.l1
-        if model.codec.rates > 1:
-            weight *= config.rate.span ** (1.0 - rate)
-            fidelity *= config.l1_span**rate
+        fidelity, price = prices(rate, step)
         l1 = jax.vmap(losses.l1)(decoded, image)  # [B]
         terms = dict(
             l1=l1.mean(),
@@ -94,61 +87,55 @@ def make(config) -> Stage:
             latent=jnp.square(out["x0"] - out["latent"]).mean(),
             whiteness=losses.whiteness(out["z"].astype(jnp.float32)),
         )
-        total = (fidelity * l1 + weight * bpp).mean()
+        total = (fidelity * l1 + price * bpp).mean()
         for name in ("coarse", "chroma", "motif", "latent", "whiteness"):
             total += config[name] * terms[name]
         # Tokens alone hold no detail: asked for it, the network would draw one texture everywhere.
         seen = jnp.where(alone[:, None, None, None], image, decoded)
         if config.perceptual:
-            pair = map(to_unit, losses.shifted(shift_key, seen, image))
-            terms["lpips"] = lpips(frozen["lpips"], *pair, **config.lpips).mean()
+            terms["lpips"] = losses.perceptual(
+                shift_key, frozen["lpips"], seen, image, **config.lpips
+            )
             total += config.perceptual * terms["lpips"]
         if textured:
-            critic = helpers.get("critic")
+            critic = params.get("critic")
             added, found = texture(critic, frozen["texture"], texture_key, seen, image)
             terms |= found
             total += added
         if semantics:
-            terms |= semantics(helpers["head"], frozen["tokenizer"], image, out["tokens"])
+            terms |= semantics(params["head"], frozen["tokenizer"], image, out["tokens"])
             meaning = terms["ce"] + config.distillation.mse * terms["semantic_mse"]
             total += config.distillation.weight * meaning
         return total, terms | dict(
             loss=total, psnr=losses.psnr(decoded, image), tokens_used=_tokens_used(out["z_indices"])
         )
 
-    def panel(state, frozen, batch):
-        image = from_uint8(batch["image"])
-        params = {"params": whole(state.averaged, frozen)[0]}
-        rate = jnp.linspace(0.0, 1.0, len(image))
-        out = model.apply(params, image, rate)
-        tokens = model.apply(params, out["z_indices"], rate, method=OneDC.reconstruct_z_only)
-        return dict(original=image, decoded=out["image"], tokens_alone=tokens)
-
-    def export(state, frozen):
-        return whole(state.averaged, frozen)[0]
+    def panel(params, frozen, batch):
+        image, count = from_uint8(batch["image"]), len(batch["image"])
+        images, rates = (jnp.concatenate([x, x]) for x in (image, jnp.linspace(0.0, 1.0, count)))
+        alone = jnp.arange(2 * count) >= count
+        made = model.apply({"params": params}, images, rates, alone)["image"]
+        return dict(original=image, decoded=made[:count], tokens_alone=made[count:])
 
     def check() -> list[str]:
-        shapes, begun = param_shapes(model), config.init
+        begun = config.init
         for part in ("vae", "codec"):
-            check_begun(shapes, config.trainable, part, begun[part], part)
+            check_begun(shapes(), config.trainable, part, begun[part], part)
         generator = begun.generator or begun.unet
-        check_begun(shapes, config.trainable, "generator", generator, "unet")
+        check_begun(shapes(), config.trainable, "generator", generator, "unet")
         wanted = config.distillation.weight and not semantics
         return ["no config.distillation.tokenizer: without semantic distillation"] * bool(wanted)
 
-    updates = dict(model=gradient_update(loss, optimizer, config.ema, config.accumulate))
-    return Stage(
-        *(init, updates, panel, export, settings),
-        measure=measured(loss, config.accumulate),
-        block=BLOCK,
-        check=check,
-    )
+    known = dict(model=settings, block=BLOCK, check=check, params_of=params_of)
+    return one_loss(config, begin, loss, panel, **known)
 
 
 def initial_params(
-    model: OneDC, seed: int, sources, *, y_gain: float = 1.0, span: float = 1.0
+    model: OneDC, shapes: dict, seed: int, sources, *, y_gain: float = 1.0, span: float = 1.0
 ) -> dict:
     """Random parameters, replaced subtree by subtree by those of model folders.
+
+    `shapes` are the model's, see `param_shapes`.
 
     A random codec's y is `y_gain` times as large as its kernels make it: below the rounding step it
     would say nothing, and the decoder would learn not to listen. Where it has a knob, the gains
@@ -160,7 +147,7 @@ def initial_params(
     `sources.replaced`. Raises ModelError where a folder does not fit, and OneDCError where there is
     both a generator and a U-Net to begin with.
     """
-    params = random_params(param_shapes(model), seed)
+    params = random_params(shapes, seed)
     if model.vae.transform:
         transform.begin_autoencoder(params["vae"])
     if model.codec.transform:
@@ -177,7 +164,7 @@ def initial_params(
     if sources["unet"] and sources["generator"]:
         raise OneDCError("init.unet and init.generator: the generator can begin as one of them")
     params["generator"]["unet"] = adapted_unet(params["generator"]["unet"], sources["unet"])
-    for part in _PARTS:
+    for part in PARTS:
         reshaped = sources["reshaped"]
         params[part] = replaced(params[part], part, sources[part], reshaped=reshaped)
     return params
@@ -199,6 +186,6 @@ def _proxy(name: str) -> Callable:
     return proxies[name]
 
 
-def _tokens_used(z_indices) -> jax.Array:
+def _tokens_used(z_indices: Array) -> Array:
     """How many different tokens the batch holds: a hyperprior that collapses shows here."""
     return (jnp.bincount(z_indices.ravel(), length=CODEBOOK_SIZE) > 0).sum()

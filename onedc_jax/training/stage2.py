@@ -13,9 +13,9 @@ from onedc_jax.checkpoint import check_tree, load_model, read_config, resolve
 from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.heads import RealismHead
 from onedc_jax.models.init import random_params
-from onedc_jax.models.lpips import load_lpips, lpips
-from onedc_jax.models.onedc import BLOCK, OneDC, build, param_shapes
-from onedc_jax.models.pixels import from_uint8, to_unit
+from onedc_jax.models.lpips import load_lpips
+from onedc_jax.models.onedc import BLOCK, PARTS, OneDC, build, param_shapes
+from onedc_jax.models.pixels import from_uint8
 from onedc_jax.training import dmd, losses
 from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.scores import Scores
@@ -29,9 +29,6 @@ from onedc_jax.training.state import (
     partition,
 )
 
-PLAYERS = ("generator", "guidance")
-_PARTS = ("vae", "codec", "generator")
-
 
 def make(config) -> Stage:
     """The stage of a configuration such as configs/stage2.py's.
@@ -41,11 +38,11 @@ def make(config) -> Stage:
     """
     path, dtype = config.init.model, config.dtype
     settings = read_config(resolve(path)) if path else config.model.to_dict()
-    missing = [part for part in _PARTS if part not in settings]
+    missing = [part for part in PARTS if part not in settings]
     if missing:
         raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(missing)}")
     computed = dict(dtype=dtype, remat=config.remat)
-    model = build(settings | {part: settings[part] | computed for part in _PARTS})
+    model = build(settings, **computed)
     scores = Scores(
         config.teacher.to_dict(),
         config.init.teacher,
@@ -127,10 +124,9 @@ def make(config) -> Stage:
         return total, terms | dict(guidance_loss=total)
 
     def pixels(frozen, image, decoded, key) -> dict:
-        pair = map(to_unit, losses.shifted(key, decoded, image))
         return dict(
             l1=losses.l1(decoded, image),
-            lpips=lpips(frozen["lpips"], *pair, **config.lpips).mean(),
+            lpips=losses.perceptual(key, frozen["lpips"], decoded, image, **config.lpips),
             psnr=losses.psnr(decoded, image),
         )
 
@@ -173,8 +169,17 @@ def make(config) -> Stage:
         guidance=update("guidance", guidance_loss),
     )
     due = lambda step, name: name == "guidance" or step % config.generator_every == 0
-    measure = measured(restored, config.accumulate)
-    return Stage(init, updates, panel, export, settings, due, measure, BLOCK, check)
+    return Stage(
+        init=init,
+        updates=updates,
+        panel=panel,
+        export=export,
+        model=settings,
+        due=due,
+        measure=measured(restored, config.accumulate),
+        block=BLOCK,
+        check=check,
+    )
 
 
 def of_player(name: str, update: Callable) -> Callable:

@@ -11,6 +11,7 @@ from flax import struct
 
 from onedc_jax.errors import OneDCError
 from onedc_jax.sharding import gathered
+from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.trees import map_named, named
 
 Array = jax.Array
@@ -109,6 +110,49 @@ def init_state(
     params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
     average = jax.tree.map(jnp.array, params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+
+def model_params(trainable: Tree, frozen: dict) -> Tree:
+    """A model's parameters, of which those that do not train are frozen["model"]."""
+    return merge(trainable, frozen["model"])
+
+
+def one_loss(
+    config,
+    begin: Callable,
+    loss: Callable,
+    panel: Callable,
+    *,
+    model: dict,
+    block: int,
+    check: Callable,
+    params_of: Callable = model_params,
+) -> Stage:
+    """The stage that lowers one loss, with the optimizer of its configuration.
+
+    `begin() -> (trainable, frozen)` are the parameters at step 0; `loss` is as in
+    `gradient_update`; `panel(params, frozen, batch)` sees the model's averaged parameters, which
+    are what is exported; `params_of(trainable, frozen)` says which. The rest is as in `Stage`.
+    """
+    optimizer = make_optimizer(config)
+
+    def init() -> tuple[TrainState, dict]:
+        trainable, frozen = begin()
+        return init_state(trainable, optimizer, config.ema), frozen
+
+    def export(state: TrainState, frozen: dict) -> Tree:
+        return params_of(state.averaged, frozen)
+
+    return Stage(
+        init=init,
+        updates=dict(model=gradient_update(loss, optimizer, config.ema, config.accumulate)),
+        panel=lambda state, frozen, batch: panel(export(state, frozen), frozen, batch),
+        export=export,
+        model=model,
+        measure=measured(loss, config.accumulate),
+        block=block,
+        check=check,
+    )
 
 
 def gradient_update(

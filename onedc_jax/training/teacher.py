@@ -18,18 +18,8 @@ from onedc_jax.models.init import random_params
 from onedc_jax.models.pixels import from_uint8
 from onedc_jax.models.unet import UNet
 from onedc_jax.models.vae import VAE
-from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.sources import load_part, replaced
-from onedc_jax.training.state import (
-    Stage,
-    TrainState,
-    check_begun,
-    gradient_update,
-    init_state,
-    measured,
-    merge,
-    partition,
-)
+from onedc_jax.training.state import Stage, check_begun, model_params, one_loss, partition
 
 Array = jax.Array
 
@@ -54,7 +44,6 @@ def make(config) -> Stage:
             f"{vae.latent_channels} channels"
         )
     alphas = alphas_cumprod()
-    optimizer = make_optimizer(config)
 
     @functools.cache  # tracing takes seconds
     def shapes() -> dict:
@@ -68,13 +57,13 @@ def make(config) -> Stage:
             found["text"] = jax.eval_shape(text.init, key, ids)["params"]
         return found
 
-    def init() -> tuple[TrainState, dict]:
+    def begin() -> tuple[dict, dict]:
         params = random_params(shapes(), config.seed)
         for name in params:
             path, reshaped = config.init[name], config.init.reshaped
             params[name] = replaced(params[name], name, path, reshaped=reshaped)
         trainable, frozen = partition(params, config.trainable)
-        return init_state(trainable, optimizer, config.ema), dict(model=frozen, vae=vae_params)
+        return trainable, dict(model=frozen, vae=vae_params)
 
     def encode(frozen, image):
         return vae.apply({"params": frozen["vae"]}, image, method=VAE.encode)
@@ -88,7 +77,7 @@ def make(config) -> Stage:
         return text.apply({"params": params["text"]}, ids)[0]
 
     def loss(params, frozen, batch, key, step):
-        params = merge(params, frozen["model"])
+        params = model_params(params, frozen)
         sample_key, noise_key, time_key, keep_key = jax.random.split(key, 4)
         posterior = encode(frozen, from_uint8(batch["image"]))
         latent = posterior.sample(sample_key) * config.model.latent_scale
@@ -100,9 +89,8 @@ def make(config) -> Stage:
         total = jnp.square(eps - noise).mean()
         return total, dict(loss=total, latent_std=latent.std())
 
-    def panel(state, frozen, batch):
+    def panel(params, frozen, batch):
         """Latents as seen through three strengths of noise, and new ones out of noise alone."""
-        params = merge(state.averaged, frozen["model"])
         image = from_uint8(batch["image"])
         count = len(image)
         context = context_of(params, batch, jnp.ones(count, bool))
@@ -122,9 +110,6 @@ def make(config) -> Stage:
         images = decoded.reshape(len(names), *image.shape)
         return dict(original=image) | dict(zip(names, images, strict=True))
 
-    def export(state, frozen):
-        return merge(state.averaged, frozen["model"])
-
     def check() -> list[str]:
         for part in shapes():
             check_begun(shapes(), config.trainable, part, config.init[part], part)
@@ -132,13 +117,8 @@ def make(config) -> Stage:
         return ["config.init.text: without config.data.captions nothing reads it"] * bool(unheard)
 
     settings.pop("context" if text else "text")
-    update = gradient_update(loss, optimizer, config.ema, config.accumulate)
-    return Stage(
-        *(init, dict(model=update), panel, export, settings),
-        measure=measured(loss, config.accumulate),
-        block=vae.stride,
-        check=check,
-    )
+    known = dict(model=settings, block=vae.stride, check=check)
+    return one_loss(config, begin, loss, panel, **known)
 
 
 def sample(denoise, noise: Array, steps: int) -> Array:

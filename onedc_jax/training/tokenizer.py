@@ -10,21 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from onedc_jax.models.init import random_params
-from onedc_jax.models.lpips import load_lpips, lpips
+from onedc_jax.models.lpips import load_lpips
 from onedc_jax.models.pixels import from_uint8, to_unit
 from onedc_jax.models.vqgan import VQGAN
 from onedc_jax.training import losses
-from onedc_jax.training.optimizer import make_optimizer
-from onedc_jax.training.state import (
-    Stage,
-    TrainState,
-    check_begun,
-    gradient_update,
-    init_state,
-    measured,
-    merge,
-    partition,
-)
+from onedc_jax.training.state import Stage, check_begun, model_params, one_loss, partition
 
 # Standard deviation of the first codes, about that of the encoder's first outputs: codes that are
 # all nearer to zero than to any output would have one winner.
@@ -35,34 +25,30 @@ def make(config) -> Stage:
     """The stage of a configuration such as configs/tokenizer.py's."""
     settings = config.model.tokenizer.to_dict()
     model = VQGAN(**settings | dict(dtype=config.dtype))
-    optimizer = make_optimizer(config)
 
     @functools.cache  # tracing takes seconds
     def shapes() -> dict:
         image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
         return {"tokenizer": jax.eval_shape(model.init, jax.random.key(0), image)["params"]}
 
-    def init() -> tuple[TrainState, dict]:
+    def begin() -> tuple[dict, dict]:
         params = random_params(shapes(), config.seed)
         codes = params["tokenizer"]["quantize"]["embedding"]
         codes["embedding"] *= np.float32(_CODE_STD * model.codes**0.5)
         trainable, frozen = partition(params, config.trainable)
-        return init_state(trainable, optimizer, config.ema), dict(
-            model=frozen, lpips=load_lpips(config.lpips.net)
-        )
+        return trainable, dict(model=frozen, lpips=load_lpips(config.lpips.net))
 
     def loss(params, frozen, batch, key, step):
         image = from_uint8(batch["image"])
-        params = {"params": merge(params, frozen["model"])["tokenizer"]}
+        params = {"params": model_params(params, frozen)["tokenizer"]}
         decoded, tokens = model.apply(params, to_unit(image))
         decoded = 2 * decoded - 1
         codebook = model.apply(params, jnp.arange(model.codes), method=VQGAN.lookup)
         hidden = tokens.hidden.reshape(-1, model.features)
-        pair = map(to_unit, losses.shifted(key, decoded, image))
         fixed = jax.lax.stop_gradient
         terms = dict(
             l1=losses.l1(decoded, image),
-            lpips=lpips(frozen["lpips"], *pair, **config.lpips).mean(),
+            lpips=losses.perceptual(key, frozen["lpips"], decoded, image, **config.lpips),
             codebook=jnp.square(tokens.quantized - fixed(tokens.hidden)).mean(),
             commitment=jnp.square(tokens.hidden - fixed(tokens.quantized)).mean(),
             disuse=losses.disuse(hidden, codebook, config.temperature),
@@ -78,24 +64,14 @@ def make(config) -> Stage:
             codes_used=(counts > 0).sum(),
         )
 
-    def panel(state, frozen, batch):
+    def panel(params, frozen, batch):
         image = from_uint8(batch["image"])
-        params = {"params": merge(state.averaged, frozen["model"])["tokenizer"]}
-        decoded, _ = model.apply(params, to_unit(image))
+        decoded, _ = model.apply({"params": params["tokenizer"]}, to_unit(image))
         return dict(original=image, decoded=2 * decoded - 1)
-
-    def export(state, frozen):
-        return merge(state.averaged, frozen["model"])
 
     def check() -> list[str]:
         check_begun(shapes(), config.trainable, "tokenizer")
         return []
 
-    update = gradient_update(loss, optimizer, config.ema, config.accumulate)
-    model_config = {"tokenizer": settings}
-    return Stage(
-        *(init, dict(model=update), panel, export, model_config),
-        measure=measured(loss, config.accumulate),
-        block=model.stride,
-        check=check,
-    )
+    known = dict(model={"tokenizer": settings}, block=model.stride, check=check)
+    return one_loss(config, begin, loss, panel, **known)
