@@ -15,3 +15,8 @@ class ModelError(OneDCError):
 
 class ImageError(OneDCError):
     """An image file that cannot be read or written, or pixels of a wrong type or shape."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception of others says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -8,6 +8,7 @@ import errno
 import functools
 import io
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 
-from onedc_jax.errors import ImageError
+from onedc_jax.errors import ImageError, one_line
 
 MAX_SIDE = 65535
 MAX_PIXELS = 1 << 27
@@ -25,6 +26,11 @@ WRITE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 
 # What Pillow may open. Its other readers are left out: some of them run other programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
+_STARTS = re.compile(
+    rb"(?P<PNG>\x89PNG)|(?P<JPEG>\xff\xd8\xff)|(?P<WebP>RIFF....WEBP)"
+    rb"|(?P<TIFF>II[*+]\0|MM\0[*+])|(?P<BMP>BM)|(?P<GIF>GIF8[79]a)",
+    re.DOTALL,
+)
 _ORIENTATION = 0x0112
 _PHOTOMETRIC = 262  # of TIFF: 0 where the smallest value is white
 _TRANSPOSE = {
@@ -40,6 +46,8 @@ _TRANSPOSE = {
 _SHADES = np.arange(0, 256, 5, np.uint8)[:, None] * np.array(
     [[[1, 1, 1]], [[1, 0, 0]], [[0, 1, 0]], [[0, 0, 1]]], np.uint8
 )
+_BAND = 1 << 20  # pixels that are converted at a time: each step makes a copy of them
+_NAME = 60  # characters, of a colour profile's name; it can have any number
 # zlib's own level 6 takes up to twice as long as 4, for a hundredth less of a photograph.
 _PNG = ("PNG", {"compress_level": 4})
 _SAVE = {
@@ -64,7 +72,8 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
     MAX_PIXELS; OSError for one that cannot be opened.
     """
     with open(path, "rb") as file:
-        return _decode(file, str(path))
+        # What is no image is looked at twice, and a pipe can only be read once.
+        return _decode(file if file.seekable() else io.BytesIO(file.read()), str(path))
 
 
 def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
@@ -77,21 +86,29 @@ def _decode(file: BinaryIO, name: str) -> tuple[np.ndarray, list[str]]:
         with Image.open(file, formats=_FORMATS) as image:
             _check_size(name, *image.size)
             notes, ends = _notes(image), _ends(image)
+            _scale_transparent(image)
             image.load()
             return _pixels(image, ends, notes), notes
     except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError:
-        empty = not file.seek(0, os.SEEK_END)
-        what = "the file is empty" if empty else "not a PNG, JPEG, WebP, TIFF, BMP or GIF image"
-        raise ImageError(f"{name}: {what}") from None
+        file.seek(0)
+        raise ImageError(f"{name}: {_unidentified(file.read(16))}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"{name}: more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:
         # Pillow's readers let through whatever a damaged file trips over (OSError,
         # SyntaxError, struct.error, zlib.error, IndexError, ...).
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"{name}: damaged or unsupported image ({reason})") from error
+        raise ImageError(f"{name}: damaged or unsupported image ({one_line(error)})") from error
+
+
+def _unidentified(start: bytes) -> str:
+    """Why Pillow makes nothing of a file that starts so."""
+    if not start:
+        return "the file is empty"
+    if kind := _STARTS.match(start):
+        return f"damaged, or a kind of {kind.lastgroup} that is not supported"
+    return "not a PNG, JPEG, WebP, TIFF, BMP or GIF image"
 
 
 def write(path: str | os.PathLike, image: np.ndarray, overwrite: bool = False) -> None:
@@ -111,7 +128,8 @@ def write(path: str | os.PathLike, image: np.ndarray, overwrite: bool = False) -
         Image.fromarray(image).save(buffer, kind, **options)
     except (OSError, ValueError) as error:  # e.g. WebP holds at most 16383 pixels a side
         size = f"{image.shape[1]}x{image.shape[0]}"
-        raise ImageError(f"{path}: {kind} cannot hold this {size} image ({error})") from error
+        reason = one_line(error)
+        raise ImageError(f"{path}: {kind} cannot hold this {size} image ({reason})") from error
     atomic_write(path, buffer.getbuffer(), overwrite)
 
 
@@ -127,21 +145,22 @@ def atomic_write(path: str | os.PathLike, data: bytes, overwrite: bool = False) 
     """Writes a file under a temporary name beside `path`, then renames it: all of it or nothing.
 
     Without `overwrite`, a file that is there stays, even one that appears meanwhile:
-    FileExistsError. What is no regular file (a device, a folder) is never replaced.
+    FileExistsError. What is no regular file (a device, a folder) is never replaced. A link stays:
+    what it leads to is written.
     """
-    path = Path(path)
     check_free(path, overwrite)
-    temporary = path.parent / f".onedc-{secrets.token_hex(8)}.tmp"
+    target = _followed(path)
+    temporary = target.parent / f".onedc-{secrets.token_hex(8)}.tmp"
     try:
         with open(temporary, "xb") as file:
             file.write(data)
         if overwrite:
-            os.replace(temporary, path)
+            os.replace(temporary, target)
         else:
-            _rename_new(temporary, path)
+            _rename_new(temporary, target)
     except OSError as error:
-        # A full disk names no file, others the temporary one.
-        if error.errno and error.filename in (None, str(temporary), temporary):
+        # A full disk names no file, others the temporary one or what a link leads to.
+        if error.errno and error.filename in (None, str(temporary), temporary, str(target)):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
@@ -154,15 +173,19 @@ def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        if not Path(path).parent.is_dir():
-            raise FileNotFoundError(
-                errno.ENOENT, "no such folder", str(Path(path).parent)
-            ) from None
+        folder = _followed(path).parent
+        if not folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder)) from None
         return
     if not stat.S_ISREG(mode):
         raise FileExistsError(errno.EEXIST, "exists and is not a regular file", str(path))
     if not overwrite:
         raise _exists(path)
+
+
+def _followed(path: str | os.PathLike) -> Path:
+    """The file that a link leads to, be it there or not; any other path as it is."""
+    return Path(os.path.realpath(path) if os.path.islink(path) else path)
 
 
 def _exists(path) -> FileExistsError:
@@ -216,6 +239,14 @@ def _stored_bits(image: Image.Image) -> int | None:
     return next((bits for bits in (12, 16) if f";{bits}" in stored), None)
 
 
+def _scale_transparent(image: Image.Image) -> None:
+    """Pillow spreads grey of 2 and 4 bits over 0 to 255, but not the value that is transparent."""
+    value = image.info.get("transparency")
+    for bits in (2, 4):
+        if isinstance(value, int) and f"'L;{bits}'" in str(image.tile):
+            image.info["transparency"] = value * 255 // (2**bits - 1)
+
+
 def _ends(image: Image.Image) -> tuple[int, int]:
     """The values of black and white of grey with more than 8 bits."""
     largest = 4095 if _stored_bits(image) == 12 else 65535
@@ -226,19 +257,31 @@ def _ends(image: Image.Image) -> tuple[int, int]:
 def _pixels(image: Image.Image, ends: tuple[int, int], notes: list[str]) -> np.ndarray:
     """Decoded image -> uint8 [H, W, 3]; adds to the notes."""
     image = _upright(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _eight_bit(image, *ends)
+    width, height = image.size
+    rows = max(1, _BAND // width)
+    pixels, transparent, converted = np.empty((height, width, 3), np.uint8), False, []
+    for top in range(0, height, rows):
+        band = image.crop((0, top, width, min(top + rows, height)))
+        if band.mode in ("I", "F") or band.mode.startswith("I;16"):
+            band = _eight_bit(band, *ends)
+        band, alpha = _without_alpha(band)
+        band, converted = _srgb(band)
+        if alpha and alpha.getextrema()[0] < 255:
+            transparent = True
+            band = Image.composite(band, Image.new("RGB", band.size, "white"), alpha)
+        pixels[top : top + rows] = np.asarray(band)
+    notes += ["transparency composited on white"] * transparent + converted
+    return pixels
+
+
+def _without_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """The colours of an image, and its alpha if it has any."""
     if not image.has_transparency_data:
-        return np.array(_srgb(image, notes))
+        return image, None
     with_alpha = image.convert("RGBA")
-    alpha = with_alpha.getchannel("A")
     # Without its alpha grey stays grey, as its colour profile wants it.
-    image = image.convert("L") if image.mode == "LA" else with_alpha.convert("RGB")
-    if alpha.getextrema()[0] == 255:
-        return np.array(_srgb(image, notes))
-    notes.append("transparency composited on white")
-    colours = _srgb(image, notes)
-    return np.array(Image.composite(colours, Image.new("RGB", image.size, "white"), alpha))
+    colours = image.convert("L") if image.mode == "LA" else with_alpha.convert("RGB")
+    return colours, with_alpha.getchannel("A")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -264,20 +307,20 @@ def _eight_bit(image: Image.Image, black: int, white: int) -> Image.Image:
     return grey
 
 
-def _srgb(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Converts to RGB, through the embedded colour profile where there is one.
+def _srgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Converts to RGB, through the embedded colour profile where there is one: (image, notes).
 
     Nothing after this carries a profile, so without it a wide-gamut photo would turn pale.
     """
-    profile = image.info.get("icc_profile")
+    profile, notes = image.info.get("icc_profile"), []
     if image.mode in ("RGBA", "RGBX", "P", "PA", "YCbCr"):
         image = image.convert("RGB")
     fits = profile and image.mode in ("RGB", "CMYK", "L")
     if fits and (conversion := _conversion(profile, image.mode)):
         transform, name = conversion
         image = ImageCms.applyTransform(image, transform)
-        notes.append(f"colours converted from {name or 'an embedded profile'} to sRGB")
-    return image.convert("RGB")
+        notes = [f"colours converted from {name or 'an embedded profile'} to sRGB"]
+    return image.convert("RGB"), notes
 
 
 @functools.lru_cache(maxsize=16)  # to make one takes longer than to decode a small photo
@@ -286,7 +329,8 @@ def _conversion(profile: bytes, mode: str) -> tuple[ImageCms.ImageCmsTransform, 
     shades = Image.fromarray(_SHADES).convert(mode)
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        name = ImageCms.getProfileDescription(source).strip()
+        name = ImageCms.getProfileDescription(source)[:_NAME]
+        name = " ".join("".join(c if c.isprintable() else " " for c in name).split())
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
         converted = ImageCms.applyTransform(shades, transform)
     except (ImageCms.PyCMSError, OSError):

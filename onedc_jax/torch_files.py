@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from onedc_jax.errors import ModelError
+from onedc_jax.errors import ModelError, one_line
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -71,8 +71,7 @@ def readers(path: str | Path) -> dict[str, Callable[[], np.ndarray]]:
 
 
 def _unreadable(path: Path, error: Exception) -> ModelError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return ModelError(f"{path}: not a readable PyTorch weight file ({reason})")
+    return ModelError(f"{path}: not a readable PyTorch weight file ({one_line(error)})")
 
 
 class _TensorsOnly(pickle.Unpickler):

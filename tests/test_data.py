@@ -217,6 +217,11 @@ def test_impossible_sizes_are_refused(folder, options):
         take(folder, 1, **options)
 
 
+def test_a_batch_that_does_not_divide_names_both_numbers(folder):
+    with pytest.raises(OneDCError, match=r"batch_size=2: .* 4 crops of .*\(crops_per_image\)"):
+        take(folder, 1, batch_size=2, crops_per_image=4)
+
+
 def test_folders_without_images_are_refused(folder, tmp_path):
     for root, options in ((tmp_path / "none", {}), (tmp_path, {}), (folder, {"keep": {"*": 0}})):
         with pytest.raises(OneDCError):

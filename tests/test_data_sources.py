@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onedc_jax.data import ImageFolder, open_source
+from onedc_jax.data import ImageFolder, open_source, tables
 from onedc_jax.data.__main__ import main
 from onedc_jax.data.examples import one_caption
 from onedc_jax.data.sources import pack_record, unpack_record
@@ -216,6 +216,18 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, monkeypatch, name, message)
     with pytest.raises(OneDCError, match=message) as error:
         open_source(name)
     assert "\n" not in str(error.value)
+
+
+def test_an_error_of_no_words_is_called_by_its_type(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+
+    def fail(path):
+        raise OSError
+
+    monkeypatch.setattr(tables, "_open_table", fail)
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(OneDCError, match=r"damaged \(OSError\)"):
+        open_source(tmp_path / "a.parquet")
 
 
 def test_rows_without_an_image_are_replaced_and_counted(rows, tmp_path):

@@ -1,4 +1,5 @@
 import io
+import os
 import struct
 import warnings
 import zlib
@@ -21,16 +22,17 @@ def photo():
     return np.stack([10 * x, 20 * y, 5 * (x + y)], axis=-1).astype(np.uint8)
 
 
-def png(samples: np.ndarray, kind: int, *transparent: int) -> bytes:
-    """A 16-bit PNG, perhaps with a transparent colour; Pillow writes only grey ones."""
+def png(samples: np.ndarray, kind: int, *transparent: int, bits: int = 16) -> bytes:
+    """A PNG of so many bits, perhaps with a transparent colour; Pillow writes only some kinds."""
     height, width = samples.shape[:2]
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    spread = np.unpackbits(samples.astype(">u2")[..., None].view(np.uint8), axis=-1)
+    rows = b"".join(b"\0" + np.packbits(row[..., -bits:]).tobytes() for row in spread)
 
     def chunk(name, data):
         crc = zlib.crc32(name + data)
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
 
-    header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     if transparent:
         chunks.insert(1, (b"tRNS", struct.pack(f">{len(transparent)}H", *transparent)))
@@ -148,6 +150,16 @@ def test_a_transparent_colour_of_16_bits_is_white_or_said_to_be_left_out(tmp_pat
     assert notes == ["16-bit reduced to 8 bit", said]
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_transparent_grey_of_few_bits_becomes_white(bits):
+    largest = 2**bits - 1
+    value = largest // 3
+    samples = np.array([[value, value + 1]])
+    pixels, notes = images.decode(png(samples, 0, value, bits=bits), "a")
+    assert pixels[0, :, 0].tolist() == [255, (value + 1) * 255 // largest]
+    assert notes == ["transparency composited on white"]
+
+
 def test_grey_of_12_bits_has_its_own_white(tmp_path):
     row = bytes.fromhex("000fff 800010")  # 0, 4095, 2048, 16
     (tmp_path / "a.tif").write_bytes(grey_tiff(row, 4, bits=12, photometric=1))
@@ -188,6 +200,33 @@ def test_another_colour_space_becomes_srgb(tmp_path, alpha):
     red, green, blue = COLOUR
     np.testing.assert_allclose(pixels[0, 0].astype(int), (green, red, blue), atol=2)
     assert notes[-1] == "colours converted from swap built-in to sRGB"
+
+
+def test_of_a_profile_s_name_little_is_shown_and_nothing_obeyed(monkeypatch):
+    named = "a\n\x1b[2J" + 100_000 * "b"
+    monkeypatch.setattr(images.ImageCms, "getProfileDescription", lambda _: named)
+    images._conversion.cache_clear()
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, "PNG", icc_profile=swapped_profile())
+    _, notes = images.decode(buffer.getvalue(), "a")
+    images._conversion.cache_clear()
+    assert notes == [f"colours converted from a [2J{'b' * 54} to sRGB"]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "RGB"])
+def test_the_bands_in_which_an_image_is_converted_do_not_show(monkeypatch, photo, mode):
+    photo = np.dstack([photo, np.full(photo.shape[:2], 255, np.uint8)])
+    photo[-1, :, 3] = 77
+    image = Image.fromarray(photo)
+    image = Image.fromarray(photo[..., 0] * np.uint16(257)) if "16" in mode else image.convert(mode)
+    buffer = io.BytesIO()
+    options = {"P": {"transparency": 9}, "I;16": {}}.get(mode, {"icc_profile": swapped_profile()})
+    image.save(buffer, "PNG", **options)
+    pixels, notes = images.decode(buffer.getvalue(), "a")
+    monkeypatch.setattr(images, "_BAND", 50)  # of 20 pixels a row: 2 rows
+    banded, same = images.decode(buffer.getvalue(), "a")
+    np.testing.assert_array_equal(banded, pixels)
+    assert same == notes and (notes or mode == "P")
 
 
 @pytest.mark.parametrize("linear", [False, True])
@@ -265,6 +304,28 @@ def test_what_is_no_image_is_refused(tmp_path, data, message):
         images.read(tmp_path / "a.png")
 
 
+@pytest.mark.parametrize("kind", ["PNG", "WebP", "TIFF", "BMP", "GIF"])
+def test_an_image_of_an_unknown_kind_is_still_called_what_it_is(kind):
+    with pytest.raises(ImageError, match=f"a: damaged, or a kind of {kind} that"):
+        images.decode(encoded(kind)[:12], "a")
+
+
+def test_a_pipe_is_read_as_a_file_is():
+    def piped(data):
+        reader, writer = os.pipe()
+        os.write(writer, data)
+        os.close(writer)
+        try:
+            return images.read(f"/dev/fd/{reader}")
+        finally:
+            os.close(reader)
+
+    assert piped(encoded("PNG"))[0].shape == (40, 40, 3)
+    for data, message in ((b"", "the file is empty"), (b"hello\n", "not a PNG")):
+        with pytest.raises(ImageError, match=f"/dev/fd/.*: {message}"):
+            piped(data)
+
+
 @pytest.mark.parametrize("size", [(70000, 1), (30000, 30000), (12000, 12000)])
 def test_a_declared_size_is_bounded_before_anything_is_decoded(tmp_path, size):
     header = bytearray(png(np.zeros((1, 1, 3), np.uint16), 2))
@@ -291,68 +352,12 @@ def test_an_existing_file_is_replaced_only_when_asked(tmp_path, photo):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_that_appears_while_writing_stays(tmp_path, monkeypatch):
-    # The check beforehand sees nothing, as when another program is a moment faster.
-    monkeypatch.setattr(images, "check_free", lambda path, overwrite: None)
-    path = tmp_path / "a"
-    path.write_bytes(b"precious")
-    with pytest.raises(FileExistsError):
-        images.atomic_write(path, b"new")
-    assert path.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_without_hard_links_files_are_written_and_kept_all_the_same(tmp_path, monkeypatch, there):
-    def link(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(images.os, "link", link)
-    monkeypatch.setattr(images, "check_free", lambda path, overwrite: None)
-    path = tmp_path / "a"
-    if there:
-        path.write_bytes(b"precious")
-        with pytest.raises(FileExistsError):
-            images.atomic_write(path, b"new")
-    else:
-        images.atomic_write(path, b"precious")
-    assert path.read_bytes() == b"precious" and list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch, overwrite):
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    for name in ("replace", "link"):
-        monkeypatch.setattr(images.os, name, fail)
-    with pytest.raises(OSError, match="No space") as error:
-        images.atomic_write(tmp_path / "a", b"data", overwrite)
-    assert error.value.filename == str(tmp_path / "a") and list(tmp_path.iterdir()) == []
-
-
 def test_grey_of_32_bits_is_taken_as_16_and_that_is_said(tmp_path):
     values = np.array([[0, 32896], [65535, 257]], np.int32)
     Image.fromarray(values).save(tmp_path / "a.tif")
     found, notes = images.read(tmp_path / "a.tif")
     assert found[..., 0].tolist() == [[0, 128], [255, 1]]
     assert notes == ["grey of more than 8 bits taken as 16-bit, reduced to 8 bit"]
-
-
-def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no such folder") as error:
-        images.check_free(tmp_path / "no" / "a.png")
-    assert error.value.filename == str(tmp_path / "no")
-
-
-def test_a_written_file_has_the_usual_permissions(tmp_path):
-    (tmp_path / "usual").write_bytes(b"")
-    images.atomic_write(tmp_path / "a", b"data")
-    assert (tmp_path / "a").stat().st_mode == (tmp_path / "usual").stat().st_mode
-
-
-def test_what_is_no_file_is_never_replaced(tmp_path):
-    with pytest.raises(FileExistsError, match="regular"):
-        images.atomic_write(tmp_path, b"data", overwrite=True)
 
 
 def test_an_unknown_extension_is_refused_with_the_known_ones(tmp_path, photo):

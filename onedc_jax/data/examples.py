@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 
 from onedc_jax import images
-from onedc_jax.errors import ImageError, OneDCError
+from onedc_jax.errors import ImageError, OneDCError, one_line
 
 _ATTEMPTS = 16  # other images tried in place of an unreadable one, before giving up
 
@@ -117,8 +117,7 @@ class Source(abc.ABC):
             raise
         except Exception as error:
             # Each kind of file has a library with errors of its own for what is damaged.
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ImageError(f"{name}: cannot be read ({reason})") from error
+            raise ImageError(f"{name}: cannot be read ({one_line(error)})") from error
         image, _ = images.decode(data, name)
         return Example(image=image, caption=caption), data
 

@@ -16,7 +16,7 @@ from PIL import Image
 from onedc_jax import folders
 from onedc_jax.data.examples import Source
 from onedc_jax.data.sources import pack_record, part_names, parts_of
-from onedc_jax.errors import ImageError, OneDCError
+from onedc_jax.errors import ImageError, OneDCError, one_line
 from onedc_jax.images import check_free
 
 _WEBP_SIDE = 16383  # pixels, the most that WebP holds
@@ -116,8 +116,7 @@ def _write(path: Path, records: Iterator[bytes | None], count: int) -> int:
         finally:
             writer.close()
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise OneDCError(f"{path.parent}: cannot be written to ({reason})") from error
+        raise OneDCError(f"{path.parent}: cannot be written to ({one_line(error)})") from error
     return written
 
 

@@ -92,8 +92,8 @@ def check_divides(batch_size: int, view: View, processes: int) -> None:
     rows = batch_size * view.batch
     if batch_size <= 0 or abs(rows - round(rows)) > 1e-6 or round(rows) % (processes * view.count):
         raise OneDCError(
-            f"a batch of {rows:g} crops does not divide into {view.count} crops of an image on "
-            f"each of {processes} processes"
+            f"batch_size={batch_size}: a batch of {rows:g} crops does not divide into {view.count} "
+            f"crops of an image (crops_per_image) on each of {processes} processes"
         )
 
 

@@ -14,7 +14,7 @@ from onedc_jax import folders, images
 from onedc_jax.data.examples import Source, one_caption, shard_kind, share
 from onedc_jax.data.tables import Tables
 from onedc_jax.data.tfds import TfdsImages
-from onedc_jax.errors import ImageError, OneDCError
+from onedc_jax.errors import ImageError, OneDCError, one_line
 
 _PART = re.compile(r"^(.*?)-(\d+)-of-(\d+)(\.\w+)?$")
 
@@ -108,7 +108,8 @@ class ArrayRecords(Source):
         try:
             self._length = len(self._opened)
         except RuntimeError as error:
-            raise OneDCError(f"{self.title}: not ArrayRecord, or damaged ({error})") from error
+            reason = one_line(error)
+            raise OneDCError(f"{self.title}: not ArrayRecord, or damaged ({reason})") from error
 
     def _open(self):
         from array_record.python.array_record_data_source import ArrayRecordDataSource

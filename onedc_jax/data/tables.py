@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from onedc_jax.data.examples import CAPTION_NAMES, IMAGE_NAMES, Source, one_caption, shard_kind
-from onedc_jax.errors import ImageError, OneDCError
+from onedc_jax.errors import ImageError, OneDCError, one_line
 
 _ROW_GROUPS = 4  # of Parquet files, kept in memory as they are stored
 
@@ -69,9 +69,8 @@ class Tables(Source):
             rows = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
             return file.schema_arrow.names, rows
         except (pyarrow.ArrowException, OSError) as error:
-            reason = " ".join(str(error).split())
             raise OneDCError(
-                f"{path}: not a Parquet or Arrow file, or damaged ({reason})"
+                f"{path}: not a Parquet or Arrow file, or damaged ({one_line(error)})"
             ) from None
 
     def _choose(self, path: str, names: Sequence[str]) -> None:

@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from onedc_jax.data.examples import CAPTION_NAMES, IMAGE_NAMES, Source, one_caption
-from onedc_jax.errors import OneDCError
+from onedc_jax.errors import OneDCError, one_line
 
 
 class TfdsImages(Source):
@@ -71,7 +71,7 @@ class TfdsImages(Source):
         except tfds.core.DatasetNotFoundError:
             return None
         except (ValueError, OSError) as error:
-            raise OneDCError(f"{self.title}: {_line(error)}") from error
+            raise OneDCError(f"{self.title}: {one_line(error)}") from error
 
     def _image_field(self) -> str:
         import tensorflow_datasets as tfds
@@ -99,7 +99,7 @@ class TfdsImages(Source):
                 f"{self.title}: not prepared as ArrayRecord; run: tfds convert_format --help"
             ) from error
         except (ValueError, RuntimeError) as error:
-            raise OneDCError(f"{self.title}: {_line(error)}") from error
+            raise OneDCError(f"{self.title}: {one_line(error)}") from error
 
 
 def _caption(fields: dict) -> Any:
@@ -117,7 +117,3 @@ def _caption(fields: dict) -> Any:
 
 def _any(splits: Any) -> str:
     return ", ".join(f"/{split}" for split in splits)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
