@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -10,15 +11,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from onedc_jax import captions, checkpoint, weights
-from onedc_jax.convert import DTYPES
+from onedc_jax.convert import built, cast, check_stated, check_target, fill, read_config
 from onedc_jax.errors import ModelError
 from onedc_jax.models.clip import TextEncoder
 from onedc_jax.models.inception import Inception
 from onedc_jax.models.lpips import LPIPS
-from onedc_jax.models.onedc import hashable
+from onedc_jax.models.onedc import OneDC, hashable
 from onedc_jax.models.unet import UNet
 from onedc_jax.models.vae import VAE
 from onedc_jax.models.vqgan import VQGAN
@@ -28,22 +28,105 @@ class Part(NamedTuple):
     """A network that comes as a file of its own."""
 
     subfolder: str  # where a diffusion pipeline keeps it
-    shapes: Callable[[dict, Mapping], Any]  # fields, tensors -> the parameters' shapes
+    shapes: Callable[[dict, weights.Tensors], Any]  # fields, tensors -> the parameters' shapes
     rename: Callable[[str], str]  # a parameter's path -> its tensor's name
     ignore: str | None = None  # tensors that are no parameters
+    fields: Mapping[str, Any] = {}  # the released network's, where they are not the defaults
+    beside: Mapping[str, Any] = {}  # the configuration of the rest of its folder
+    stated: Callable[[dict], Mapping] = lambda fields: {}  # what `check_stated` expects
+    # tensors, the file of heads -> the tensors that the parameters come from
+    prepare: Callable[[weights.Tensors, Any], weights.Tensors] = lambda tensors, heads: tensors
 
 
 def _init(module: type, fields: Mapping[str, Any], *inputs) -> Any:
     return jax.eval_shape(module(**hashable(fields)).init, jax.random.key(0), *inputs)["params"]
 
 
-def _unet(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Any:
+def _unet(fields: Mapping[str, Any], tensors: weights.Tensors) -> Any:
     """The width of its context is no field: what makes keys of it has that many columns."""
     keys = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-    context = tensors[keys].shape[1] if keys in tensors else TextEncoder.width
+    shape = tensors[keys].shape if keys in tensors else (1, TextEncoder.width)
+    if len(shape) < 2:
+        raise ModelError(f"{tensors.source}: tensor {keys} has shape {list(shape)}, no matrix's")
     channels = fields.get("out_channels", UNet.out_channels)
-    x, time, context = jnp.zeros((1, 8, 8, channels)), jnp.zeros(1, int), jnp.zeros((1, 1, context))
-    return _init(UNet, fields, x, time, context)
+    x, context = jnp.zeros((1, 8, 8, channels)), jnp.zeros((1, 1, shape[1]))
+    return _init(UNet, fields, x, jnp.zeros(1, int), context)
+
+
+def _unet_stated(fields: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
+    """Stable Diffusion 1.5's, whose heads are called by what a head has in other networks."""
+    return {
+        ("config.json", "attention_head_dim"): fields.get("heads", UNet.heads),
+        ("config.json", "cross_attention_dim"): TextEncoder.width,
+        ("../scheduler/scheduler_config.json", "prediction_type"): "epsilon",
+    }
+
+
+def _with_heads(vgg: weights.Tensors, file: str | Path | None) -> weights.Tensors:
+    """VGG's tensors without its classifier's, together with LPIPS's."""
+    if file is None:
+        raise ModelError("lpips: give the file with the weights of its layers too (--heads FILE)")
+    heads = weights.read(file)
+    for name in heads:
+        if not re.fullmatch(r"lin\d+\.model\.1\.weight", name):
+            raise ModelError(f"{file}: tensor {name} is unexpected")
+    kept = [name for name in vgg if not name.startswith("classifier.")]
+    # One weight for each channel, as a 1×1 convolution to one.
+    return weights.Tensors(
+        f"{vgg.source} with {file}",
+        {name: partial(vgg.__getitem__, name) for name in kept}
+        | {name: lambda name=name: heads[name].reshape(-1) for name in heads},
+    )
+
+
+def _lpips_name(path: str) -> str:
+    """The released tensor for a parameter of `LPIPS`: "head_3" -> "lin3.model.1.weight"."""
+    head = re.fullmatch(r"head_(\d+)", path)
+    return f"lin{head[1]}.model.1.weight" if head else weights.plain_name(path)
+
+
+# Tensors of Inception that its features do not depend on, or that become part of others.
+_FOLDED = re.compile(r"^fc\.|\.bn\.(weight|running_mean|running_var|num_batches_tracked)$")
+
+
+def _without_norms(network: weights.Tensors) -> weights.Tensors:
+    """Inception's convolutions with the batch norms behind them, under the names they had.
+
+    γ(Wx - μ)/√(σ² + 0.001) + β is a convolution with a bias again, computed here in float64. The
+    classifier is left out.
+    """
+
+    def tensor(name: str) -> np.ndarray:
+        if name not in network:
+            raise ModelError(f"{network.source}: tensor {name} is missing")
+        return weights.floating(network, name).astype(np.float64)
+
+    def folded(name: str) -> np.ndarray:
+        layer, part = name.rsplit(".", 2)[:2]
+        kernel = tensor(f"{layer}.conv.weight")
+        norm = [
+            tensor(f"{layer}.bn.{x}") for x in ("weight", "bias", "running_mean", "running_var")
+        ]
+        if {x.shape for x in norm} != {kernel.shape[:1]}:
+            raise ModelError(f"{network.source}: tensors {layer}.bn do not fit {layer}.conv")
+        gamma, beta, mean, variance = norm
+        scale = gamma / np.sqrt(variance + 1e-3)
+        return beta - mean * scale if part == "bn" else kernel * scale.reshape(-1, 1, 1, 1)
+
+    classes = len(np.atleast_1d(tensor("fc.weight")))
+    if classes != 1008:
+        raise ModelError(
+            f"{network.source}: this Inception knows {classes} classes, FID's knows 1008; give "
+            "that of pt_inception-2015-12-05"
+        )
+    kept = [name for name in network if not _FOLDED.search(name)]
+    return weights.Tensors(
+        network.source,
+        {
+            name: partial(folded if name.endswith((".conv.weight", ".bn.bias")) else tensor, name)
+            for name in kept
+        },
+    )
 
 
 _IMAGE = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
@@ -51,32 +134,42 @@ _IDS = jax.ShapeDtypeStruct((1, 1), jnp.int32)
 
 # By what the network is in its model folder.
 PARTS = {
-    "unet": Part("unet", _unet, lambda path: weights.generator_name(f"unet/{path}")),
+    "unet": Part(
+        "unet",
+        _unet,
+        lambda path: weights.generator_name(f"unet/{path}"),
+        beside={"text": {}},  # it listens to captions, through CLIP ViT-L/14
+        stated=_unet_stated,
+    ),
     "vae": Part(
-        "vae", lambda fields, _: _init(VAE, fields, _IMAGE, jax.random.key(0)), weights.vae_name
+        "vae",
+        lambda fields, _: _init(VAE, fields, _IMAGE, jax.random.key(0)),
+        weights.plain_name,
+        stated=lambda fields: {("config.json", "scaling_factor"): OneDC.latent_scale},
     ),
     "text": Part(
         "text_encoder",
         lambda fields, _: _init(TextEncoder, fields, _IDS),
         weights.clip_name,
-        r"\.position_ids$",
+        ignore=r"\.position_ids$",
     ),
-    "tokenizer": Part("vqvae", lambda fields, _: _init(VQGAN, fields, _IMAGE), weights.vqgan_name),
-    "lpips": Part("", lambda fields, _: _init(LPIPS, fields, _IMAGE, _IMAGE), weights.head_name),
+    "tokenizer": Part("vqvae", lambda fields, _: _init(VQGAN, fields, _IMAGE), weights.plain_name),
+    "lpips": Part(
+        "",
+        lambda fields, _: _init(LPIPS, fields, _IMAGE, _IMAGE),
+        _lpips_name,
+        fields={"net": "vgg"},
+        prepare=_with_heads,
+    ),
     "inception": Part(
         "",
         lambda fields, _: _init(Inception, fields, _IMAGE),
         lambda path: (
             path.replace("/", ".").replace(".kernel", ".conv.weight").replace(".bias", ".bn.bias")
         ),
+        prepare=lambda tensors, heads: _without_norms(tensors),
     ),
 }
-
-# Tensors of Inception that its features do not depend on, or that become part of others.
-_FOLDED = re.compile(r"^fc\.|\.bn\.(weight|running_mean|running_var|num_batches_tracked)$")
-
-# What a folder's fields say; the rest is what modules default to.
-_RELEASED = {"lpips": {"net": "vgg"}}
 
 
 def convert_part(
@@ -86,7 +179,7 @@ def convert_part(
     *,
     heads: str | Path | None = None,
     tokenizer: str | Path | None = None,
-    fields: Mapping[str, Any] | None = None,
+    fields: Mapping[str, Any] | str | Path | None = None,
     dtype: str = "float32",
 ) -> None:
     """Writes the model folder `out` with one network of other people's, to train from.
@@ -102,17 +195,15 @@ def convert_part(
       "inception": the Inception v3 of FID, in PyTorch (pt_inception-2015-12-05).
 
     `source` is whatever `weights.read` opens, or a diffusion pipeline's folder. `fields` are those
-    of the network, by default of the released size. `dtype`, one of `convert.DTYPES`, is how the
-    weights are stored.
+    of the network, or a JSON file with them, by default of the released size. `dtype`, one of
+    `convert.DTYPES`, is how the weights are stored.
 
-    Raises ModelError if a tensor is missing, unexpected or of another shape, if a file is missing,
-    or if `out` exists.
+    Raises ModelError as `convert.convert` does, also of the U-Net's config.json and its pipeline's
+    scheduler, and if a file is missing.
     """
     if kind not in PARTS:
         raise ModelError(f"{kind}: no such part; expected one of {', '.join(PARTS)}")
-    if dtype not in DTYPES:
-        raise ModelError(f"{dtype}: weights are stored as one of {', '.join(DTYPES)}")
-    checkpoint.refuse_existing(out, overwrite=False)
+    check_target(out, dtype)
     part, source = PARTS[kind], Path(source)
     if (source / part.subfolder).is_dir():
         source = source / part.subfolder
@@ -120,27 +211,25 @@ def convert_part(
     if kind == "text":
         words = _tokenizer_of(source, tokenizer)
         captions.load_tokenizer(words)  # what cannot be read is told before the long part
-    tensors = weights.read(source)
-    if kind == "lpips":
-        tensors = _with_heads(tensors, heads)
-    if kind == "inception":
-        tensors = _without_norms(tensors)
-    fields = dict(_RELEASED.get(kind, {}) if fields is None else fields)
-    try:
-        shapes = part.shapes(fields, tensors)
-    except TypeError as error:
-        raise ModelError(f"the network's configuration has an unknown field: {error}") from error
-    progress = partial(tqdm, desc=kind, unit="tensor", disable=None)
-    filled = weights.fill(shapes, tensors, part.rename, ignore=part.ignore, progress=progress)
-    params = jax.tree.map(lambda x: np.asarray(x, jnp.dtype(dtype)), filled)
-    config = {kind: fields}
-    if kind == "unet":
-        config["text"] = {}  # it listens to captions, through CLIP ViT-L/14
-    checkpoint.save_model(out, config, {kind: params})
-    if words:
-        (Path(out) / "tokenizer").mkdir()
-        for name in captions.FILES:
-            shutil.copyfile(words / name, Path(out) / "tokenizer" / name)
+    where, fields = read_config(fields, part.fields)
+    check_stated(source, part.stated(fields))
+    tensors = part.prepare(weights.read(source), heads)
+    shapes = built(where, lambda: part.shapes(fields, tensors))
+    params = cast(fill(kind, shapes, tensors, part.rename, ignore=part.ignore), dtype)
+    _save(Path(out).absolute(), {kind: fields} | part.beside, {kind: params}, words)
+
+
+def _save(out: Path, config: Mapping[str, Any], params: Any, words: Path | None) -> None:
+    """`save_model`, with the tokenizer's files from the folder `words`: all appears at once."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
+        new = Path(scratch, out.name)
+        checkpoint.save_model(new, config, params)
+        if words:
+            (new / "tokenizer").mkdir()
+            for name in captions.FILES:
+                shutil.copyfile(words / name, new / "tokenizer" / name)
+        new.rename(out)
 
 
 def _tokenizer_of(source: Path, given: str | Path | None) -> Path:
@@ -156,59 +245,4 @@ def _tokenizer_of(source: Path, given: str | Path | None) -> Path:
     raise ModelError(
         f"{folder}: no tokenizer in it or beside it; give the folder of "
         f"{' and '.join(captions.FILES)} (--tokenizer DIR)"
-    )
-
-
-def _with_heads(vgg: Mapping[str, np.ndarray], file: str | Path | None) -> dict[str, np.ndarray]:
-    """VGG's tensors together with LPIPS's, named as the parameters of `LPIPS`."""
-    if file is None:
-        raise ModelError("lpips: give the file with the weights of its layers too (--heads FILE)")
-    heads = weights.read(file)
-    named = {}
-    for name in heads:
-        # One weight for each channel, as a 1×1 convolution to one: "lin0.model.1.weight".
-        layer, _, rest = name.partition(".")
-        if not layer.startswith("lin") or rest != "model.1.weight":
-            raise ModelError(f"{file}: tensor {name} is unexpected")
-        named[layer.replace("lin", "head.")] = heads[name].reshape(-1)
-    return {name: vgg[name] for name in vgg if not name.startswith("classifier.")} | named
-
-
-def _without_norms(network: weights.Tensors) -> weights.Tensors:
-    """Inception's convolutions with the batch norms behind them, under the names they had.
-
-    γ(Wx - μ)/√(σ² + 0.001) + β is a convolution with a bias again, computed here in float64. The
-    classifier is left out.
-    """
-
-    def tensor(name: str) -> np.ndarray:
-        if name not in network:
-            raise ModelError(f"{network.source}: tensor {name} is missing")
-        return network[name].astype(np.float64)
-
-    def folded(name: str) -> np.ndarray:
-        layer, part = name.rsplit(".", 2)[:2]
-        kernel = tensor(f"{layer}.conv.weight")
-        norm = [
-            tensor(f"{layer}.bn.{x}") for x in ("weight", "bias", "running_mean", "running_var")
-        ]
-        if {x.shape for x in norm} != {kernel.shape[:1]}:
-            raise ModelError(f"{network.source}: tensors {layer}.bn do not fit {layer}.conv")
-        gamma, beta, mean, variance = norm
-        scale = gamma / np.sqrt(variance + 1e-3)
-        return beta - mean * scale if part == "bn" else kernel * scale.reshape(-1, 1, 1, 1)
-
-    classes = len(tensor("fc.weight"))
-    if classes != 1008:
-        raise ModelError(
-            f"{network.source}: this Inception knows {classes} classes, FID's knows 1008; give "
-            "that of pt_inception-2015-12-05"
-        )
-    kept = [name for name in network if not _FOLDED.search(name)]
-    return weights.Tensors(
-        network.source,
-        {
-            name: partial(folded if name.endswith((".conv.weight", ".bn.bias")) else tensor, name)
-            for name in kept
-        },
     )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from onedc_jax import torch_files
@@ -90,26 +91,10 @@ def generator_name(path: str) -> str:
     return _rename(path, _GENERATOR_NAMES)
 
 
-def vae_name(path: str) -> str:
-    """The diffusers AutoencoderKL tensor for a parameter below params["vae"].
+def plain_name(path: str) -> str:
+    """The released tensor for a parameter of a VAE, of a VQGAN or of a module of `models.heads`.
 
     "encoder/mid_block/attentions_0/to_q/kernel" -> "encoder.mid_block.attentions.0.to_q.weight"
-    """
-    return _rename(path, ())
-
-
-def vqgan_name(path: str) -> str:
-    """The released tokenizer's tensor for a parameter of `models.vqgan.VQGAN`.
-
-    "encoder/down_2/block_0/nin_shortcut/kernel" -> "encoder.down.2.block.0.nin_shortcut.weight"
-    """
-    return _rename(path, ())
-
-
-def head_name(path: str) -> str:
-    """The released tensor for a parameter of a module of `models.heads`.
-
-    "blocks_0_block_w/norm_mlp/scale" -> "blocks.0.block_w.norm_mlp.weight"
     """
     return _rename(path, ())
 
@@ -144,15 +129,14 @@ class Tensors(Mapping[str, np.ndarray]):
     of it may stay in memory) as long as this lives.
     """
 
-    def __init__(self, source: Path, readers: dict[str, Callable[[], np.ndarray]]):
+    def __init__(self, source: Path | str, readers: dict[str, Callable[[], np.ndarray]]):
         self.source = source
         self._readers = readers
 
     def __getitem__(self, name: str) -> np.ndarray:
         array = self._readers[name]()
-        # bfloat16 is no np.floating: it is the one kind of numpy's "V" that weight files hold.
-        is_float = np.issubdtype(array.dtype, np.floating) or array.dtype.kind == "V"
-        return array.astype(np.float32, copy=False) if is_float else array
+        with np.errstate(over="ignore"):  # what becomes infinite is refused where it is used
+            return array.astype(np.float32, copy=False) if _is_floating(array) else array
 
     def __contains__(self, name: object) -> bool:  # Mapping's would read the tensor
         return name in self._readers
@@ -206,7 +190,17 @@ def _read_safetensors(path: Path) -> Tensors:
         names = list(file.keys())
     except (OSError, safetensors.SafetensorError) as error:
         raise ModelError(f"{path}: not a readable safetensors file ({error})") from error
-    return Tensors(path, {name: partial(file.get_tensor, name) for name in names})
+    return Tensors(path, {name: partial(_safe_tensor, path, file, name) for name in names})
+
+
+def _safe_tensor(path: Path, file: Any, name: str) -> np.ndarray:
+    try:
+        return file.get_tensor(name)
+    except Exception as error:  # whatever the package meets on its way to a type of numpy's
+        kind = file.get_slice(name).get_dtype()
+        raise ModelError(
+            f"{path}: tensor {name} holds {kind}, which cannot be read; store it as F16 or F32"
+        ) from error
 
 
 def _read_shards(index: Path) -> Tensors:
@@ -223,6 +217,13 @@ def _read_shards(index: Path) -> Tensors:
             raise ModelError(
                 f"{index.parent / shard}: tensor {name} is missing, which {index.name} lists"
             )
+    for shard, tensors in shards.items():
+        for name in tensors:
+            if shard_of.get(name) != shard:
+                raise ModelError(
+                    f"{index.parent / shard}: tensor {name} is unexpected, {index.name} does not "
+                    "list it there"
+                )
     readers = {name: partial(shards[shard].__getitem__, name) for name, shard in shard_of.items()}
     return Tensors(index.parent, readers)
 
@@ -260,7 +261,8 @@ def fill(
     `progress`: wraps the list of parameters on the way, e.g. tqdm.tqdm.
 
     Strict: every tensor is used once and every parameter is filled, or ModelError names the tensor
-    that is missing, unexpected or of another shape. Reads one tensor at a time.
+    that is missing, unexpected, of another shape or no floating point, or that holds what is no
+    finite number. Reads one tensor at a time.
     """
     where = getattr(tensors, "source", "weights")
     asked = wanted(shapes, rename)
@@ -280,7 +282,7 @@ def fill(
     leaves, tree = jax.tree.flatten(shapes)
     filled = []
     for name, path, leaf in progress(list(zip(found, asked, leaves, strict=True))):
-        array, (_, expected) = tensors[name], asked[path]
+        array, (_, expected) = floating(tensors, name), asked[path]
         # What is a 1x1 convolution in one version of a network may be a matrix in another.
         if _without_1x1(array.shape) != _without_1x1(expected):
             shape = f"{list(array.shape)}, expected {list(expected)}"
@@ -288,8 +290,24 @@ def fill(
         array = array.reshape(expected)
         if array.ndim > 1 and not _is_table(path):
             array = array.transpose(*range(2, array.ndim), 1, 0)
-        filled.append(array.astype(leaf.dtype, order="C", copy=False))
+        array = array.astype(leaf.dtype, order="C", copy=False)
+        if not np.isfinite(array).all():
+            raise ModelError(f"{where}: tensor {name} holds numbers that are not finite")
+        filled.append(array)
     return jax.tree.unflatten(tree, filled)
+
+
+def floating(tensors: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    """A tensor of a network; ModelError where it holds integers, which may be a quantised one's."""
+    array = tensors[name]
+    if not _is_floating(array):
+        where = getattr(tensors, "source", "weights")
+        raise ModelError(f"{where}: tensor {name} holds {array.dtype}, expected floating point")
+    return array
+
+
+def _is_floating(array: np.ndarray) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)  # numpy's would not know bfloat16
 
 
 def _is_table(path: str) -> bool:

@@ -1,5 +1,7 @@
 """Released files -> a model folder, at small size."""
 
+import json
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 from reference import checkpoint as seeded
 from safetensors.numpy import save_file
 
-from onedc_jax.checkpoint import load_model
-from onedc_jax.convert import convert
+from onedc_jax.checkpoint import HEAD, load_model
+from onedc_jax.convert import check_stated, convert, read_config
 from onedc_jax.errors import ModelError
 
 CONFIG = {
@@ -75,6 +77,55 @@ def test_an_unreadable_file_is_named(files, tmp_path):
 def test_a_misspelt_configuration_is_named(files, tmp_path):
     with pytest.raises(ModelError, match=r"configuration.*'width'"):
         convert(*files, tmp_path / "model", config={"vae": {"width": [32]}})
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"foo": 1}, "unknown field 'foo'$"),
+        ({"vae": None}, "layers do not fit"),
+        ({"vae": {"widths": []}}, r"layers do not fit \(IndexError"),
+        ({"timestep": 1}, "unknown field 'timestep'$"),
+    ],
+)
+def test_a_configuration_of_no_model_is_named_with_its_file(files, tmp_path, config, message):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=rf"config\.json: .*{message}") as error:
+        convert(*files, tmp_path / "model", config=file)
+    assert "__init__" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", [None, "{", "[1]"])
+def test_a_file_of_no_configuration_is_named(tmp_path, text):
+    file = tmp_path / "config.json"
+    if text:
+        file.write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json: (cannot be read|not)"):
+        read_config(file, {})
+
+
+def test_the_configuration_of_a_model_folder_serves_as_well(tmp_path):
+    file = tmp_path / "model.json"
+    file.write_text(json.dumps(dict.fromkeys(HEAD, 1) | CONFIG))
+    assert read_config(file, {}) == (str(file), CONFIG)
+
+
+def test_a_vae_of_another_scale_is_refused(files, tmp_path):
+    *others, vae = files
+    file = "diffusion_pytorch_model.safetensors"
+    (tmp_path / file).symlink_to(vae / file)
+    (tmp_path / "config.json").write_text('{"scaling_factor": 0.13025, "act_fn": "silu"}')
+    with pytest.raises(ModelError, match=r"scaling_factor is 0\.13025, expected 0\.18215"):
+        convert(*others, tmp_path, tmp_path / "model", config=CONFIG)
+    check_stated(tmp_path, {("config.json", "scaling_factor"): 0.13025, ("none.json", "x"): 1})
+
+
+def test_a_place_below_a_file_is_refused_at_once(tmp_path):
+    (tmp_path / "file").touch()
+    nowhere = 3 * [tmp_path / "nowhere"]
+    with pytest.raises(ModelError, match=r"model: cannot be made, .*file is not a folder"):
+        convert(*nowhere, tmp_path / "file" / "runs" / "model")
 
 
 def test_an_existing_folder_is_kept(files, tmp_path):

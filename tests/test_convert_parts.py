@@ -77,6 +77,16 @@ def test_a_text_encoder_brings_its_tokenizer(pipeline, tmp_path):
     assert list(load_tokenizer(tmp_path / "model")("A")[:3]) == [1, 0, 2]
 
 
+def test_a_text_encoder_appears_with_its_tokenizer_or_not_at_all(pipeline, tmp_path, monkeypatch):
+    def killed(*files):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onedc_jax.convert_parts.shutil.copyfile", killed)
+    with pytest.raises(KeyboardInterrupt):
+        convert_part("text", pipeline, tmp_path / "model", fields=TEXT)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_text_encoder_without_tokenizer_is_refused(pipeline, tmp_path):
     file = tmp_path / "deep" / "text_encoder" / "model.safetensors"
     file.parent.mkdir(parents=True)
@@ -120,11 +130,59 @@ def test_lpips_is_put_together(perceptual):
         convert_part("lpips", vgg, folder / "other")
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"lin4.model.1.weight": None}, r"lin4\.model\.1\.weight is missing"),
+        ({"lin5.model.1.weight": np.ones(4)}, r"lin5\.model\.1\.weight is unexpected"),
+        ({"linear.model.1.weight": np.ones(4)}, r"linear\.model\.1\.weight is unexpected"),
+    ],
+)
+def test_other_layers_of_lpips_are_named_as_their_file_does(perceptual, change, message):
+    folder, heads = perceptual
+    few = {name: x for name, x in (heads | change).items() if x is not None}
+    save_file(few, folder / "heads.safetensors")
+    vgg = folder / "vgg16.safetensors"
+    with pytest.raises(ModelError, match=rf"heads\.safetensors: tensor {message}"):
+        convert_part("lpips", vgg, folder / "model", heads=folder / "heads.safetensors")
+
+
+@pytest.mark.parametrize(
+    "kind, file, key, value",
+    [
+        ("vae", "vae/config.json", "scaling_factor", 0.13025),
+        ("unet", "unet/config.json", "attention_head_dim", [5, 10, 20, 20]),
+        ("unet", "unet/config.json", "cross_attention_dim", 1024),
+        ("unet", "scheduler/scheduler_config.json", "prediction_type", "v_prediction"),
+    ],
+)
+def test_what_a_pipeline_says_of_another_network_is_refused(tmp_path, kind, file, key, value):
+    for folder in ("unet", "vae", "scheduler"):
+        (tmp_path / folder).mkdir()
+    accepted = {"scaling_factor": 0.18215, "attention_head_dim": 8, "cross_attention_dim": None}
+    (tmp_path / file).write_text(json.dumps(accepted))
+    with pytest.raises(ModelError, match="no weights in this folder"):
+        convert_part(kind, tmp_path, tmp_path / "model")
+    (tmp_path / file).write_text(json.dumps(accepted | {key: value}))
+    with pytest.raises(ModelError, match=f"config.json: {key} is .*, expected "):
+        convert_part(kind, tmp_path, tmp_path / "model")
+
+
+def test_integers_are_no_inception(tmp_path):
+    save_file({"fc.weight": np.zeros((1008, 1), np.int8)}, tmp_path / "file.safetensors")
+    with pytest.raises(ModelError, match=r"fc\.weight holds int8"):
+        convert_part("inception", tmp_path / "file.safetensors", tmp_path / "model")
+
+
 def test_another_network_is_refused_tensor_by_tensor(pipeline, tmp_path):
     with pytest.raises(ModelError, match="is missing"):
         convert_part("unet", pipeline / "vae", tmp_path / "model", fields=UNET)
     with pytest.raises(ModelError, match=f"expected one of {', '.join(PARTS)}"):
         convert_part("codec", pipeline, tmp_path / "model")
-    with pytest.raises(ModelError, match="unknown field"):
+    with pytest.raises(ModelError, match=r"unknown field 'width'$"):
         convert_part("unet", pipeline, tmp_path / "model", fields={"width": [32]})
     assert not list(tmp_path.iterdir())
+    keys = "mid_block.attentions.0.transformer_blocks.0.attn2.to_k.weight"
+    save_file({keys: np.ones(4, np.float32)}, tmp_path / "flat.safetensors")
+    with pytest.raises(ModelError, match=r"to_k\.weight has shape \[4\]"):
+        convert_part("unet", tmp_path / "flat.safetensors", tmp_path / "model", fields=UNET)

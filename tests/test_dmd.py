@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from recipes import recipe_file
 from reference import checkpoint, golden, relative_l2
 
 from onedc_jax import weights
@@ -37,7 +38,7 @@ def reference():
 
     score = lambda name: fill(unet, name, lambda path: weights.generator_name(f"{name}/{path}"))
     players = dict(
-        fake=score("fake_unet"), realism=fill(head, "cls_pred_branch", weights.head_name)
+        fake=score("fake_unet"), realism=fill(head, "cls_pred_branch", weights.plain_name)
     )
     return arrays, draws, score("real_unet"), players
 
@@ -118,6 +119,13 @@ def test_a_real_score_that_moves_nothing_gives_no_gradient():
     x0 = np.ones((1, 4, 4, 3), np.float32)
     assert not np.any(dmd.matching_gradient(x0, x0, x0))
     assert not np.any(dmd.matching_gradient(x0, x0, x0 + 1))
+
+
+def test_the_recipe_has_the_ranges_of_the_reference():
+    recipe = recipe_file("stage2")()
+    ranges = np.array([recipe.matching_steps] + 4 * [recipe.steps_of_noise])
+    exclusive = golden("micro/dmd2")["timestep_ranges"]
+    np.testing.assert_array_equal(ranges + [0, 1], exclusive)
 
 
 def test_timesteps_are_within_their_range_at_both_ends():

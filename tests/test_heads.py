@@ -25,7 +25,7 @@ def test_logits_of_the_student_match_the_reference(side):
     head = SemanticHead(codes=64, width=128, heads=2)
     shapes = jax.eval_shape(head.init, jax.random.key(0), tokens)["params"]
     tensors = checkpoint("micro/token_predictor", "token_predictor.")
-    params = weights.fill(shapes, tensors, weights.head_name, ignore="_mask$")
+    params = weights.fill(shapes, tensors, weights.plain_name, ignore="_mask$")
     logits = jax.jit(head.apply)({"params": params}, tokens)
     assert relative_l2(logits, arrays[f"logits_{side}"]) < 1e-4
 
@@ -37,7 +37,7 @@ def test_logits_of_the_classifier_match_the_reference():
     shapes = jax.eval_shape(head.init, jax.random.key(0), middle)["params"]
     tensors = checkpoint("micro/guidance", "guidance.")
     own = {name: value for name, value in tensors.items() if name.startswith("cls_pred_branch.")}
-    params = weights.fill(shapes, own, weights.head_name)
+    params = weights.fill(shapes, own, weights.plain_name)
     assert relative_l2(jax.jit(head.apply)({"params": params}, middle), arrays["cls_logits"]) < 1e-4
 
 

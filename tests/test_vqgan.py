@@ -29,7 +29,7 @@ def released():
     model = VQGAN()
     shapes = jax.eval_shape(model.init, jax.random.key(0), arrays["image"])["params"]
     tensors = checkpoint("micro/tokenizer", "tokenizer.")
-    params = weights.fill(shapes, tensors, weights.vqgan_name)
+    params = weights.fill(shapes, tensors, weights.plain_name)
     return arrays, *jax.jit(model.apply)({"params": params}, arrays["image"])
 
 

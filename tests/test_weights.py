@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import jax
 import ml_dtypes
@@ -51,7 +52,7 @@ def released_model():
     [
         ("codec", "codec", weights.codec_name),
         ("generator", "unet", weights.generator_name),
-        ("vae", "vae", weights.vae_name),
+        ("vae", "vae", weights.plain_name),
     ],
 )
 def test_parameters_are_the_released_tensors(released_model, part, file, rename):
@@ -62,7 +63,7 @@ def test_parameters_are_the_released_tensors(released_model, part, file, rename)
 
 
 def test_fill_turns_kernels_around(shapes, tensors):
-    params = weights.fill(shapes, tensors, weights.vae_name)
+    params = weights.fill(shapes, tensors, weights.plain_name)
     assert params["mix_0"]["kernel"][2, 0, 1, 4] == tensors["mix.0.weight"][4, 1, 2, 0]
     np.testing.assert_array_equal(params["to_out_0"]["kernel"], tensors["to_out.0.weight"].T)
     np.testing.assert_array_equal(params["norm"]["scale"], tensors["norm.weight"])
@@ -72,25 +73,41 @@ def test_fill_turns_kernels_around(shapes, tensors):
 def test_fill_names_a_missing_tensor(shapes, tensors, name):
     del tensors[name]
     with pytest.raises(ModelError, match=f"{name} is missing"):
-        weights.fill(shapes, tensors, weights.vae_name)
+        weights.fill(shapes, tensors, weights.plain_name)
 
 
 def test_fill_names_an_unexpected_tensor(shapes, tensors):
     tensors["other.weight"] = np.zeros(3, np.float32)
     with pytest.raises(ModelError, match=r"other\.weight is unexpected"):
-        weights.fill(shapes, tensors, weights.vae_name)
+        weights.fill(shapes, tensors, weights.plain_name)
 
 
 def test_fill_ignores_what_it_is_told_to(shapes, tensors):
     tensors["position_ids"] = np.arange(3)
-    weights.fill(shapes, tensors, weights.vae_name, ignore=r"position_ids$")
+    weights.fill(shapes, tensors, weights.plain_name, ignore=r"position_ids$")
 
 
 def test_fill_names_a_tensor_of_another_shape(shapes, tensors):
     tensors["mix.0.weight"] = tensors["mix.0.weight"].transpose(1, 0, 2, 3)
     message = r"mix\.0\.weight has shape \[2, 5, 3, 3\], expected \[5, 2, 3, 3\]"
     with pytest.raises(ModelError, match=message):
-        weights.fill(shapes, tensors, weights.vae_name)
+        weights.fill(shapes, tensors, weights.plain_name)
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int64, np.bool_])
+def test_fill_refuses_what_is_no_floating_point(shapes, tensors, kind):
+    tensors["mix.0.weight"] = tensors["mix.0.weight"].astype(kind)
+    message = rf"mix\.0\.weight holds {np.dtype(kind)}, expected floating point"
+    with pytest.raises(ModelError, match=message):
+        weights.fill(shapes, tensors, weights.plain_name)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e300])
+def test_fill_refuses_what_is_not_finite_in_float32(shapes, tensors, value):
+    tensors["norm.weight"] = np.array([1.0, 1.0, value, 1.0])
+    readers = {name: partial(np.array, tensor) for name, tensor in tensors.items()}
+    with pytest.raises(ModelError, match=r"^file: tensor norm\.weight holds numbers.* not finite"):
+        weights.fill(shapes, weights.Tensors("file", readers), weights.plain_name)
 
 
 def test_fill_refuses_to_use_a_tensor_twice(shapes, tensors):
@@ -103,7 +120,7 @@ def test_fill_refuses_to_use_a_tensor_twice(shapes, tensors):
 def test_fill_knows_the_old_forms_of_attention(suffix, shape):
     weight = draw("weight", shape)
     params = weights.fill(
-        tree(mid={"to_q": {"kernel": (4, 4)}}), {f"mid.{suffix}.weight": weight}, weights.vae_name
+        tree(mid={"to_q": {"kernel": (4, 4)}}), {f"mid.{suffix}.weight": weight}, weights.plain_name
     )
     np.testing.assert_array_equal(params["mid"]["to_q"]["kernel"], weight.reshape(4, 4).T)
 
@@ -132,6 +149,16 @@ def test_safetensors_are_read_as_float32(tmp_path, tensors, dtype):
             np.testing.assert_array_equal(tensor, stored[name].astype(np.float32))
 
 
+def test_a_type_that_numpy_has_not_is_named(tmp_path):
+    info = {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}
+    header = json.dumps({"eighths": info}).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    tensors = weights.read(file)
+    with pytest.raises(ModelError, match=r"model\.safetensors: tensor eighths holds F8_E4M3"):
+        tensors["eighths"]
+
+
 def test_integers_are_read_as_they_are(tmp_path):
     save_file({"ids": np.arange(3)}, tmp_path / "model.safetensors")
     assert weights.read(tmp_path)["ids"].dtype == np.int64
@@ -153,6 +180,14 @@ def test_a_shard_that_lacks_a_tensor_is_named(tmp_path, tensors):
     index = {"weight_map": dict.fromkeys([*tensors, "lost.weight"], "part.safetensors")}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ModelError, match=r"part\.safetensors: tensor lost\.weight is missing"):
+        weights.read(tmp_path)
+
+
+def test_a_tensor_that_the_index_does_not_list_is_named(tmp_path, tensors):
+    save_file(tensors | {"other.weight": np.ones(3)}, tmp_path / "part.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "part.safetensors")}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelError, match=r"part\.safetensors: tensor other\.weight is unexpected"):
         weights.read(tmp_path)
 
 

@@ -1,11 +1,8 @@
 """convert and convert-part: models from what others released."""
 
 import argparse
-import json
-from pathlib import Path
 
 from onedc_jax.cli.common import command, path, quiet
-from onedc_jax.errors import OneDCError
 
 _CONVERT = """\
 Turns released PyTorch weights (safetensors or .bin) into a model folder for --model. Every tensor
@@ -87,7 +84,6 @@ def add(commands) -> None:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    config = _json_of(arguments.config)
     quiet()
     from onedc_jax.convert import convert
 
@@ -96,7 +92,7 @@ def _convert(arguments: argparse.Namespace) -> int:
         arguments.generator,
         arguments.vae,
         arguments.out,
-        config=config,
+        config=arguments.config,
         merge_lora=arguments.merge_lora,
         dtype=arguments.dtype,
     )
@@ -105,27 +101,18 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _convert_part(arguments: argparse.Namespace) -> int:
-    fields = _json_of(arguments.config)
     quiet()
     from onedc_jax.convert_parts import convert_part
 
-    options = {name: getattr(arguments, name) for name in ("heads", "tokenizer", "dtype")}
-    convert_part(arguments.kind, arguments.source, arguments.out, fields=fields, **options)
+    convert_part(
+        arguments.kind,
+        arguments.source,
+        arguments.out,
+        heads=arguments.heads,
+        tokenizer=arguments.tokenizer,
+        fields=arguments.config,
+        dtype=arguments.dtype,
+    )
     purpose = "evaluation to use" if arguments.kind == "inception" else "training to start from"
     print(f"{arguments.out}: the {arguments.kind}, for {purpose}")
     return 0
-
-
-def _json_of(file: Path | None) -> dict | None:
-    """The widths that a file states; None without one."""
-    if file is None:
-        return None
-    try:
-        config = json.loads(file.read_text())
-    except ValueError as error:
-        raise OneDCError(f"{file}: not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise OneDCError(f"{file}: not a JSON object of the model's widths")
-    for key in ("format", "fingerprint", "seal"):  # a model folder's model.json serves as well
-        config.pop(key, None)
-    return config
