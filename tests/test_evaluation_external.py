@@ -37,7 +37,6 @@ def test_two_commands_make_a_codec(tmp_path):
 
 def test_no_shell_reads_the_command(tmp_path):
     program = "import sys; open(sys.argv[2], 'w').write(sys.argv[3])"
-    program = "import sys; open(sys.argv[2], 'w').write(sys.argv[3])"
     wall = f'{PYTHON} -c "{program}" {{input}} {{output}}'
     codec = external(tmp_path, encode=wall + " '$HOME; {quality}'", qualities=["`ls` $(ls)", "b"])
     assert codec.encode(pictures(1, 9, 7)[0][0], "`ls` $(ls)") == b"$HOME; `ls` $(ls)"

@@ -52,16 +52,17 @@ def two_images() -> list[dict]:
     return rows
 
 
-def test_means_are_over_the_rows_that_have_a_value():
+def test_means_are_over_the_rows_that_have_a_finite_value():
     rows = [
         row(psnr=10.0, ms_ssim=None, peak_mb=3.0),
         row(psnr=20.0, ms_ssim=0.5, peak_mb=2.0),
         {"image": "bad", "error": "x"},
+        row(psnr="inf"),
         row(quality=2, psnr="inf"),
     ]
     first, second = rate.points(rows)
-    assert (first["psnr"], first["ms_ssim"], first["peak_mb"], first["images"]) == (15, 0.5, 3, 2)
-    assert second["psnr"] == math.inf and second["images"] == 1
+    assert (first["psnr"], first["ms_ssim"], first["peak_mb"], first["images"]) == (15, 0.5, 3, 3)
+    assert "psnr" not in second and second["images"] == 1
 
 
 def test_curves_are_means_of_rate_and_metric_over_the_same_images():
@@ -82,6 +83,15 @@ def test_an_image_that_a_codec_lacks_at_a_quality_is_not_compared():
     (_, *rest) = two_images()  # the large image lacks a point now
     assert {row["image"] for row in rate.common(rest, "psnr")} == {"small"}
     assert rate.comparable([row("a", psnr=1), row("b", image="j", psnr=1)]) == {"psnr": []}
+
+
+def test_an_image_that_one_codec_restores_exactly_empties_no_curve():
+    flat = [row("a", 4, image="flat", bpp=0.1, psnr="inf"), row("b", 4, image="flat", psnr=40.0)]
+    exact = row("exact", image="small", psnr=math.inf)  # as all its images: it has no curve
+    assert rate.common([*two_images(), *flat, exact], "psnr") == two_images()
+    points = rate.comparable([*two_images(), *flat, exact])["psnr"]
+    curves = [rate.pairs(points, name, "psnr") for name in ("a", "b", "exact")]
+    assert [len(curve) for curve in curves] == [5, 5, 0]
 
 
 def test_what_was_measured_again_counts_once():

@@ -14,7 +14,7 @@ from PIL import Image
 
 from onedc_jax import cli
 from onedc_jax.errors import OneDCError
-from onedc_jax.evaluation import codecs, distances, page
+from onedc_jax.evaluation import codecs, page, sheet
 from onedc_jax.evaluation import report as reports
 
 NAME = "<b>&'\"é.png"
@@ -141,10 +141,16 @@ def test_the_table_and_the_sheet_show_a_model_beside_what_is_nearest(report):
         assert sheet.height == pytest.approx(2 * 256 * 24 / 20, rel=0.2)
 
 
+def test_a_table_keeps_the_digits_of_a_metric():
+    point = {"codec": "m", "quality": 1, "bpp": 0.1, "psnr": 20.4, "lpips_alex": 0.362}
+    assert sheet.table([point], ["m"]).splitlines()[2] == "| m | 1 | 0.1000 | 20.40 | 0.3620 |"
+
+
 def test_what_failed_or_lacks_is_summed_up(report, content):
     _, done, said = report
-    assert len(done.failed) == 1 and "broken.png" in done.failed[0]
-    for line in ("without three: pip install three", *Distances.missing, done.failed[0]):
+    (failed,) = done.failed
+    assert failed.startswith("broken.png: not a PNG")
+    for line in ("without three: pip install three", *Distances.missing, failed):
         assert line in said
         assert line in [*content["notes"], *content["failed"]]
     assert any("FID" in note for note in content["notes"])
@@ -181,8 +187,10 @@ def test_features_of_patches_become_fid_and_kid(tmp_path, monkeypatch):
     for point in done.points:  # of the image that both have
         assert point["fid"] == pytest.approx(0, abs=1e-6) and point["patches"] == 2
         assert "kid" in point
-    (note,) = (note for note in done.notes if note.startswith("compared by PSNR, FID, KID"))
+    (note,) = (note for note in done.notes if note.startswith("compared by FID, KID"))
     assert "1 of 2 images" in note
+    (note,) = (note for note in done.notes if note.startswith("PSNR is not finite"))
+    assert "(2 of 2 images, such as 1024.png)" in note
     assert any(note.startswith("FID and KID are of 2 patches") for note in done.notes)
 
 
@@ -245,28 +253,20 @@ def test_a_model_s_version_is_that_of_its_integers(tiny_model, monkeypatch):
     assert len(set(versions)) == 2
 
 
-@pytest.fixture
-def quick(monkeypatch):
-    """Without LPIPS and DISTS, for which nothing is compiled then."""
-    monkeypatch.setattr(distances, "Distances", lambda nets, dists: Distances())
-
-
-@pytest.mark.usefixtures("quick")
 def test_the_command_reports_and_sums_up(source, tmp_path, tiny_model, capsys):
     shutil.copy(source / "b.png", tmp_path / "b.png")
     out = tmp_path / "out"
     arguments = ["eval", "--images", str(tmp_path / "b.png"), "--out", str(out)]
-    arguments += ["--models", str(tiny_model), "--baselines", "jpeg"]
+    arguments += ["--models", str(tiny_model), "--baselines", "jpeg", "--metrics", "none"]
     assert cli.main(arguments) == 0
     printed = capsys.readouterr().out
-    assert "encode_s" in printed and "2 codecs, 0 failures" in printed
+    assert "encode_s" in printed and "2 of 2 codecs, 0 failures" in printed
     rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     (row,) = (row for row in rows if row["codec"] == str(tiny_model))
     assert row["quality"] is None and row["encode_network_s"] > 0
     assert cli.main([*arguments[:2], str(source), *arguments[3:]]) == 1
 
 
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -281,14 +281,24 @@ def test_the_command_reports_and_sums_up(source, tmp_path, tiny_model, capsys):
 def test_what_cannot_be_is_refused(source, tmp_path, capsys, arguments, message):
     out = tmp_path / "out"
     base = ["eval", "--images", str(source), "--out", str(out), "--models", "none"]
-    assert cli.main([*base, "--baselines", "jpeg", *arguments]) == 2
+    base += ["--metrics", "none", "--baselines", "jpeg"]
+    assert cli.main([*base, *arguments]) == 2
     err = capsys.readouterr().err
     assert message in err and err.startswith("onedc: ") and not out.exists()
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("option", ["--models", "--baselines", "--metrics"])
+@pytest.mark.parametrize("names", ["", "jpeg,"])
+def test_an_empty_name_is_not_none(source, tmp_path, capsys, option, names):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["eval", "--images", str(source), "--out", str(tmp_path / "out"), option, names])
+    assert f"argument {option}: an empty name" in capsys.readouterr().err
+
+
 def test_where_nothing_could_be_done_the_code_is_2(tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"none")
     arguments = ["--images", str(tmp_path / "bad.png"), "--out", str(tmp_path / "out")]
-    assert cli.main(["eval", *arguments, "--models", "none", "--baselines", "jpeg"]) == 2
-    assert "bad.png" in capsys.readouterr().err
+    arguments += ["--models", "none", "--metrics", "none", "--baselines", "jpeg"]
+    assert cli.main(["eval", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("bad.png") == 1 and "0 of 1 codecs, 1 failure\n" in printed.out

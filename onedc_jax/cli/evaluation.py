@@ -3,7 +3,6 @@
 import argparse
 
 from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, count, path, quiet, say
-from onedc_jax.errors import OneDCError
 
 _EVAL = """\
 Codes images with models and with the codecs that everybody has, and writes a report: the numbers
@@ -94,8 +93,11 @@ def add(commands) -> None:
 
 
 def _names(text: str) -> list[str]:
+    """A type of arguments: names between commas, none of them empty; "none" is none."""
     names = [name.strip() for name in text.split(",")]
-    return [name for name in names if name and name != "none"]
+    for name in names:
+        path(name)  # refuses an empty one
+    return [name for name in names if name != "none"]
 
 
 def _eval(arguments: argparse.Namespace) -> int:
@@ -105,20 +107,15 @@ def _eval(arguments: argparse.Namespace) -> int:
     from onedc_jax.evaluation.distances import Distances
     from onedc_jax.evaluation.report import Codecs, report
 
-    wanted = arguments.metrics
-    for name in wanted:
-        if name not in _LEARNED:
-            raise OneDCError(f"{name}: no such metric; there are {', '.join(_LEARNED)}")
     # What is wrong with the paths is said before a model is loaded.
     results.find(arguments.images)
     results.check_folder(arguments.out, arguments.images)
     enable_compilation_cache()
+    distances = Distances(["psnr", "ms_ssim", *arguments.metrics])
     codecs = Codecs.load(
         arguments.models, arguments.baselines, arguments.external, arguments.effort
     )
     codecs.anchor(arguments.anchor)
-    nets = [name.removeprefix("lpips_") for name in wanted if name != "dists"]
-    distances = Distances(nets, dists="dists" in wanted)
     done = report(
         arguments.images,
         arguments.out,
@@ -132,7 +129,9 @@ def _eval(arguments: argparse.Namespace) -> int:
     if done.points:
         print("\n".join(_table(done.points)))
     compared = len({point["codec"] for point in done.points})
-    print(f"{arguments.out / 'index.html'}: {compared} codecs, {len(done.failed)} failures")
+    failed = len(done.failed)
+    summary = f"{compared} of {len(codecs.all)} codecs, {failed} failure{'s' * (failed != 1)}"
+    print(f"{arguments.out / 'index.html'}: {summary}")
     if not done.points:
         return USER_ERROR
     return SOME_FAILED if done.failed else 0
@@ -140,11 +139,10 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def _table(points: list[dict]) -> list[str]:
     """The means, a line for each codec and quality."""
-    from onedc_jax.evaluation.rate import METRICS
+    from onedc_jax.evaluation.rate import present
     from onedc_jax.evaluation.results import label
 
-    names = "bpp", *METRICS, "encode_s", "decode_s"
-    names = [name for name in names if any(name in point for point in points)]
+    names = "bpp", *present(points), "encode_s", "decode_s"
     lines = [f"{'codec':20}{'quality':>9}" + "".join(f"{name:>12}" for name in names)]
     for point in points:
         cells = (f"{point[name]:.4f}" if name in point else "-" for name in names)

@@ -10,9 +10,10 @@ import numpy as np
 from onedc_jax import metrics as measures
 from onedc_jax.coding.codec import Codec
 from onedc_jax.coding.loading import assembled
+from onedc_jax.coding.programs import Programs
 from onedc_jax.errors import OneDCError
 from onedc_jax.evaluation import results
-from onedc_jax.evaluation.distances import NAMES, Distances
+from onedc_jax.evaluation.distances import Distances
 
 
 class Coded:
@@ -23,22 +24,23 @@ class Coded:
 
         Raises OneDCError for a folder without images, or a metric that cannot be had here.
         """
-        for name in metrics:
-            if name not in NAMES:
-                raise OneDCError(f"config.coded.metrics: no {name}; there are {', '.join(NAMES)}")
-        nets = [name.removeprefix("lpips_") for name in metrics if name.startswith("lpips_")]
-        self._distances = Distances(nets, dists="dists" in metrics)
+        try:
+            self._distances = Distances(metrics)
+        except OneDCError as error:
+            raise OneDCError(f"config.coded.metrics: {error}") from error
         if self._distances.missing:
             raise OneDCError(f"config.coded.metrics: {'; '.join(self._distances.missing)}")
         self.names = ("bpp", *metrics)
+        self._programs = Programs()  # of all models: only their parameters differ
         self._images = [results.read_image(picture) for picture in results.find([images], limit)]
 
     def __call__(self, config: Mapping[str, Any], params: Any) -> dict[str, float]:
         """{"bpp" and each metric: the mean over the images} of a model, on a device of its own.
 
-        NaN for a metric that all images are too small for.
+        The configuration must be that of every call. NaN for a metric that all images are too small
+        for.
         """
-        codec = assembled("the model in training", config, params)
+        codec = assembled("the model in training", config, params, self._programs)
         rows = [self._measure(codec, image) for image in self._images]
         found = {name: [row[name] for row in rows if row[name] is not None] for name in self.names}
         return {name: statistics.fmean(v) if v else float("nan") for name, v in found.items()}

@@ -1,6 +1,6 @@
 """How far one picture is from another, by every metric there is of two pictures."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax
@@ -20,7 +20,7 @@ _KEPT = 1 << 20
 
 
 class Distances:
-    """PSNR, MS-SSIM, LPIPS and DISTS of pictures, each compiled once for a shape.
+    """Metrics of two pictures, all of `NAMES` or some, each compiled once for a shape.
 
     Calls with the same original one after the other take half of the time, below a megapixel.
 
@@ -30,28 +30,21 @@ class Distances:
     do; they are left out of `names` and of the values.
     """
 
-    def __init__(
-        self, nets: Iterable[str] = ("alex", "vgg"), dists: bool | str | Path = True
-    ) -> None:
-        """`nets`: those of LPIPS. `dists`: whether to compute DISTS, or the file of its weights."""
-        # Name -> the least side in pixels, and the distance of uint8 batches of one shape.
-        self._metrics: dict[str, tuple[int, Callable]] = {
-            "psnr": (1, metrics.psnr),
-            "ms_ssim": (metrics.MS_SSIM_MIN_SIDE, metrics.ms_ssim),
-        }
+    def __init__(self, names: Collection[str] = NAMES, dists_file: str | Path | None = None):
+        """`dists_file`: of DISTS' weights, instead of the package's.
+
+        Raises OneDCError for a name that is none of NAMES.
+        """
+        for name in names:
+            if name not in NAMES:
+                raise OneDCError(f"{name}: no such metric; there are {', '.join(NAMES)}")
+        self._metrics: dict[str, tuple[int, Callable]] = {}
         self.missing: list[str] = []
-        for net in nets:
+        for name in (name for name in NAMES if name in names):
             try:
-                distance = _Learned(LPIPS(net), lpips.load_lpips(net))
-                self._metrics[f"lpips_{net}"] = (lpips.SMALLEST[net], distance)
+                self._metrics[name] = _load(name, dists_file)
             except ModelError as error:
-                self.missing.append(f"without LPIPS ({net}): {error}")
-        if dists:
-            try:
-                distance = _Learned(DISTS(), load_dists(None if dists is True else dists))
-                self._metrics["dists"] = (SMALLEST, distance)
-            except ModelError as error:
-                self.missing.append(f"without DISTS: {error}")
+                self.missing.append(f"without {name}: {error}")
         self.names = tuple(self._metrics)
 
     def batch(self, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray | None]:
@@ -80,6 +73,21 @@ class Distances:
         """
         values = self.batch(a[None], b[None])
         return {name: None if value is None else value.item() for name, value in values.items()}
+
+
+def _load(name: str, dists_file: str | Path | None) -> tuple[int, Callable]:
+    """The least side in pixels, and the distance of uint8 batches of one shape.
+
+    Raises ModelError where its weights are not there.
+    """
+    if name == "psnr":
+        return 1, metrics.psnr
+    if name == "ms_ssim":
+        return metrics.MS_SSIM_MIN_SIDE, metrics.ms_ssim
+    if name == "dists":
+        return SMALLEST, _Learned(DISTS(), load_dists(dists_file))
+    net = name.removeprefix("lpips_")
+    return lpips.SMALLEST[net], _Learned(LPIPS(net), lpips.load_lpips(net))
 
 
 class _Learned:

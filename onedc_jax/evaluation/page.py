@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from onedc_jax.evaluation.rate import METRICS, nearest
+from onedc_jax.evaluation.rate import METRICS, nearest, present
 from onedc_jax.evaluation.results import label
 from onedc_jax.log import plain
 
@@ -56,7 +56,7 @@ def page_data(
     `images`: (name, path of the original's picture, [(row, path of its decoded picture)]).
     `points`, `deltas`, `equals`: of `rate`. `plots`: {"label", "png", "svg"}.
     """
-    names = [name for name in METRICS if any(name in point for point in points)]
+    names = present(points)
     metrics = [
         {"name": name, "label": METRICS[name].label, "higher": METRICS[name].higher_is_better}
         for name in names
@@ -69,8 +69,8 @@ def page_data(
     at_rate = [nearest((p for p in points if p["codec"] == codec), rate) for codec in codecs]
     sorter = next((name for name in _SORTERS if name in names), None)
     if sorter:
-        sign = -1 if METRICS[sorter].higher_is_better else 1
-        at_rate.sort(key=lambda point: sign * point.get(sorter, math.inf))
+        sign = METRICS[sorter].sign
+        at_rate.sort(key=lambda point: -sign * point.get(sorter, -sign * math.inf))
     looked = f"{reference['codec']}'s file of the image" if models and reference else "the lowest"
     return {
         "about": _about(images, points),

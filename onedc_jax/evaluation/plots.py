@@ -1,11 +1,10 @@
 """Curves to look at: a metric over the rate, all codecs in one figure. Needs matplotlib."""
 
 import io
-import math
 from collections.abc import Sequence
 
 from onedc_jax.errors import OneDCError
-from onedc_jax.evaluation.rate import METRICS
+from onedc_jax.evaluation.rate import METRICS, pairs
 
 _INK, _GRID = "#24292f", "#d0d7de"
 _DARK = {_INK: "#e6edf3", _GRID: "#3d444d"}
@@ -51,14 +50,10 @@ def _draw(axes, points: Sequence[dict], metric: str, models: Sequence[str]) -> N
     others = [codec for codec in codecs if codec not in models]
     rates: list[float] = []
     for codec in codecs:
-        pairs = sorted(
-            (point["bpp"], point[metric])
-            for point in points
-            if point["codec"] == codec and math.isfinite(point.get(metric, math.nan))
-        )
-        if not pairs:
+        found = pairs(points, codec, metric)
+        if not found:
             continue
-        x, y = zip(*pairs, strict=True)
+        x, y = zip(*found, strict=True)
         rates += x
         if codec in models:
             color = _MODEL_COLORS[list(models).index(codec) % len(_MODEL_COLORS)]

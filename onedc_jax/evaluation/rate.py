@@ -14,20 +14,26 @@ from onedc_jax.errors import OneDCError
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is written, and which end of it is good."""
+    """How a metric is written, in a table with so many `digits`, and which end of it is good."""
 
     label: str
     unit: str
     higher_is_better: bool
+    digits: int = 4
+
+    @property
+    def sign(self) -> int:
+        """What a value is multiplied by, so that higher is better."""
+        return 1 if self.higher_is_better else -1
 
 
 METRICS = {
-    "psnr": Metric("PSNR", "dB", True),
+    "psnr": Metric("PSNR", "dB", True, digits=2),
     "ms_ssim": Metric("MS-SSIM", "", True),
     "lpips_alex": Metric("LPIPS (AlexNet)", "", False),
     "lpips_vgg": Metric("LPIPS (VGG)", "", False),
     "dists": Metric("DISTS", "", False),
-    "fid": Metric("FID", "", False),
+    "fid": Metric("FID", "", False, digits=1),
     "kid": Metric("KID", "", False),
 }
 _POINT = ("codec", "version", "quality")
@@ -49,12 +55,22 @@ def latest(rows: Iterable[dict]) -> list[dict]:
     return list(found.values())
 
 
+def present(rows: Sequence[dict]) -> list[str]:
+    """The metrics that some row or point has, in the order of a table."""
+    return [name for name in METRICS if any(row.get(name) is not None for row in rows)]
+
+
+def finite(row: dict, name: str) -> bool:
+    """Whether a row or point has a finite number of this name; equal images have a PSNR of inf."""
+    return row.get(name) is not None and math.isfinite(float(row[name]))
+
+
 def points(rows: Iterable[dict]) -> list[dict]:
     """The mean over images at each codec's each quality, in the order they first appear.
 
     A point has "codec", "version", "quality", "images" (how many), "bpp", and of the metrics and
-    seconds those that some row has, each over the rows that have it: only what `comparable` gives
-    is over the same images. Rows with "error" do not count.
+    seconds those that some row has, each over the rows where it is finite: only what `comparable`
+    gives is over the same images. Rows with "error" do not count.
     """
     groups: dict[tuple, list[dict]] = {}
     for row in rows:
@@ -64,7 +80,7 @@ def points(rows: Iterable[dict]) -> list[dict]:
     for key, group in groups.items():
         point = dict(zip(_POINT, key, strict=True)) | {"images": len(group)}
         for name in ("bpp", *METRICS, *SECONDS, "peak_mb"):
-            values = [float(row[name]) for row in group if row.get(name) is not None]
+            values = [float(row[name]) for row in group if finite(row, name)]
             if values:
                 point[name] = max(values) if name == "peak_mb" else statistics.fmean(values)
         found.append(point)
@@ -72,11 +88,11 @@ def points(rows: Iterable[dict]) -> list[dict]:
 
 
 def common(rows: Iterable[dict], metric: str) -> list[dict]:
-    """The rows with a metric, of the images that have it at every point which has it at all.
+    """The rows with a finite metric, of the images that have it so at every point that does at all.
 
-    An image may be too small for the metric, and a codec may fail on one.
+    An image may be too small for the metric, and a codec may fail on one or restore it exactly.
     """
-    rows = [row for row in rows if row.get(metric) is not None]
+    rows = [row for row in rows if finite(row, metric)]
     found: dict[tuple, set] = defaultdict(set)
     for row in rows:
         found[_point(row)].add(_image(row))
@@ -86,8 +102,7 @@ def common(rows: Iterable[dict], metric: str) -> list[dict]:
 
 def comparable(rows: Sequence[dict]) -> dict[str, list[dict]]:
     """For each metric that some row has, the `points` of the `common` rows; there may be none."""
-    names = [name for name in METRICS if any(row.get(name) is not None for row in rows)]
-    return {name: points(common(rows, name)) for name in names}
+    return {name: points(common(rows, name)) for name in present(rows)}
 
 
 def _point(row: dict) -> tuple:
@@ -103,6 +118,12 @@ def nearest(rows: Iterable[dict], bpp: float) -> dict:
     return min(rows, key=lambda row: abs(math.log(row["bpp"] / bpp)))
 
 
+def pairs(points: Iterable[dict], codec: str, metric: str) -> list[tuple[float, float]]:
+    """A codec's rates and values of a metric, by rate; what is not finite is left out."""
+    own = (point for point in points if point["codec"] == codec and finite(point, metric))
+    return sorted((point["bpp"], point[metric]) for point in own)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Rates in bpp, increasing, and what they buy, increasing too: a distance is negated."""
@@ -116,14 +137,9 @@ def curve(points: Iterable[dict], codec: str, metric: str) -> Curve:
 
     The points are those that `comparable` gives for the metric.
     """
-    sign = 1 if METRICS[metric].higher_is_better else -1
-    pairs = sorted(
-        (point["bpp"], sign * point[metric])
-        for point in points
-        if point["codec"] == codec and math.isfinite(point.get(metric, math.nan))
-    )
     kept: list[tuple[float, float]] = []
-    for rate, value in pairs:
+    for rate, value in pairs(points, codec, metric):
+        value *= METRICS[metric].sign
         if not kept or (rate > kept[-1][0] and value > kept[-1][1]):
             kept.append((rate, value))
     rates, values = np.array(kept).reshape(-1, 2).T
@@ -191,7 +207,7 @@ def compare(points: Mapping[str, Sequence[dict]], anchor: str) -> tuple[list[dic
             row = {"codec": codec, "anchor": anchor, "metric": metric}
             deltas.append(row | bd_rate(reference, curve(own, codec, metric)))
         for point in own:
-            if point["codec"] != anchor and math.isfinite(point.get(metric, math.nan)):
+            if point["codec"] != anchor and finite(point, metric):
                 equals.append(_equal(point, metric, anchor, reference))
     return deltas, equals
 
@@ -200,12 +216,12 @@ def _equal(point: dict, metric: str, anchor: str, reference: Curve) -> dict:
     value = point[metric]
     row = {"codec": point["codec"], "quality": point["quality"], "metric": metric}
     row |= {"value": value, "bpp": point["bpp"], "anchor": anchor}
-    sign = 1 if METRICS[metric].higher_is_better else -1
-    rate = rate_at_equal(reference, sign * value)
+    gain = METRICS[metric].sign * value
+    rate = rate_at_equal(reference, gain)
     if rate is None:
         if not len(reference.values):
             return row | {"note": "the anchor has no such value"}
-        if sign * value < reference.values[0]:
+        if gain < reference.values[0]:
             return row | {"note": "worse than the anchor at its lowest rate"}
         return row | {"note": "better than the anchor at its highest rate"}
     return row | {"anchor_bpp": rate, "saving_percent": 100 * (1 - point["bpp"] / rate)}

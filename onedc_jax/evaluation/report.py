@@ -98,185 +98,228 @@ def report(
     anchor = codecs.anchor(anchor)
     pictures = results.find(sources, limit)
     network = distributions.Features(inception) if inception else None
-    done = Report(notes=[*codecs.missing, *distances.missing])
-    if network is None:
-        done.notes.append(f"without FID and KID: {distributions.HOW_TO_GET}, --inception DIR")
-    for note in codecs.missing + distances.missing:
-        say(note)
     with Folder(out, sources) as folder:
-        rows = _rows(codecs, pictures, distances, folder, done, say)
-        done.points = rate.points(rows)
+        work = _Work(folder, codecs, pictures, say)
+        for line in codecs.missing + distances.missing:
+            work.note(line)
+        if network is None:
+            how = f"{distributions.HOW_TO_GET}, --inception DIR"
+            work.done.notes.append(f"without FID and KID: {how}")
+        rows = work.measure(distances)
         compared = rate.comparable(rows)
         if network and rows:
-            compared |= _distributions(done, rows, codecs, pictures, network, folder, say)
-        done.notes += _left_out(rows, compared)
-        _write(folder, done, rows, compared, codecs, pictures, anchor, say)
-    return done
+            compared |= work.add_distributions(rows, network)
+        work.done.notes += _left_out(rows, compared)
+        deltas, equals = work.write_tables(compared, anchor)
+        shown = work.write_pictures(rows)
+        work.write_sheet(shown, anchor)
+        work.write_page(shown, anchor, deltas, equals, work.draw(compared))
+    return work.done
 
 
-def _rows(codecs: Codecs, pictures, distances, folder: Folder, done: Report, say) -> list[dict]:
-    total = len(pictures) * sum(len(codec.qualities) for codec in codecs.all)
-    rows = []
-    with tqdm(total=total, unit="file", disable=None) as bar:
-        found = run(codecs.all, pictures, distances, distances.names, folder, bar.update)
-        for row in found:
-            if "error" in row:
-                _fail(done, row, row["error"], say)
-            else:
-                rows.append(row)
-    return rows
+# For each image: its name, the path of its picture, and the rows to look at with their pictures'.
+_Shown = list[tuple[str, str, list[tuple[dict, str]]]]
 
 
-def _fail(done: Report, row: dict, error: str, say) -> None:
-    what = " ".join(filter(None, (row.get("codec"), label(row.get("quality")))))
-    line = f"{row['image']}: {what + ': ' if what else ''}{error}"
-    done.failed.append(line)
-    with tqdm.external_write_mode():
-        say(line)
+@dataclass(frozen=True)
+class _Work:
+    """The steps of a report, and what they share; `done` is what came of them so far."""
 
+    folder: Folder
+    codecs: Codecs
+    pictures: Sequence[Picture]
+    say: Callable[[str], object]
+    done: Report = field(default_factory=Report)
 
-def _decode(codecs: Codecs, folder: Folder, row: dict) -> np.ndarray:
-    codec = next(codec for codec in codecs.all if codec.name == row["codec"])
-    return codec.decode(folder.data(row))
+    def note(self, line: str) -> None:
+        self.done.notes.append(line)
+        self.say(line)
 
+    def fail(self, row: dict, error: str) -> None:
+        what = " ".join(filter(None, (row.get("codec"), label(row.get("quality")))))
+        line = f"{row['image']}: {what + ': ' if what else ''}{error}"
+        self.done.failed.append(line)
+        with tqdm.external_write_mode():
+            self.say(line)
 
-def _distributions(
-    done: Report, rows, codecs: Codecs, pictures, network, folder: Folder, say
-) -> dict[str, list[dict]]:
-    """Adds "fid", "kid" and "patches" to the points; returns the points to compare by them.
+    def measure(self, distances: Distances) -> list[dict]:
+        """The rows of all that did not fail; the points become their means."""
+        codecs, rows = self.codecs.all, []
+        total = len(self.pictures) * sum(len(codec.qualities) for codec in codecs)
+        with tqdm(total=total, unit="file", disable=None) as bar:
+            names, step = distances.names, bar.update
+            for row in run(codecs, self.pictures, distances, names, self.folder, step):
+                if "error" in row:
+                    self.fail(row, row["error"])
+                else:
+                    rows.append(row)
+        self.done.points = rate.points(rows)
+        return rows
 
-    All are of the same images, those that every point has, against their originals.
-    """
-    rows = rate.common(rows, "bpp")
-    paths = {picture.name: picture.path for picture in pictures}
-    own: dict[tuple, dict] = defaultdict(dict)  # by codec and quality, each image's row
-    for row in rows:
-        own[row["codec"], row["quality"]][row["image"]] = row
-    names = list(dict.fromkeys(row["image"] for row in rows))
-    read = (images.read(paths[name])[0] for name in tqdm(names, "originals", disable=None))
-    originals = [network(distributions.patches(image)) for image in read]
-    count = sum(map(len, originals))
-    if count < 2:
-        note = "without FID and KID: the images have less than two patches of 256×256 pixels"
-        say(note)
-        done.notes.append(note)
-        return {}
-    values = {}
-    for point, of_image in tqdm(own.items(), "FID and KID", disable=None):
-        try:
-            decoded = (_decode(codecs, folder, of_image[name]) for name in names)
-            b = np.concatenate([network(distributions.patches(image)) for image in decoded])
-        except OneDCError as error:  # it did decode before: a program that does not always
-            _fail(done, of_image[names[0]] | {"image": "FID and KID"}, str(error), say)
-            continue
-        a = np.concatenate(originals)
-        fid, kid = distributions.frechet_distance(a, b), distributions.kernel_distance(a, b)[0]
-        values[point] = {"patches": count, "fid": fid, "kid": kid}
-    done.notes.append(
-        f"FID and KID are of {count} patches of 256×256 pixels; compare only numbers of the same"
-    )
-    completed = lambda points: [p | values.get((p["codec"], p["quality"]), {}) for p in points]
-    done.points = completed(done.points)
-    return dict.fromkeys(("fid", "kid"), completed(rate.points(rows)))
+    def decode(self, row: dict) -> np.ndarray:
+        codec = next(codec for codec in self.codecs.all if codec.name == row["codec"])
+        return codec.decode(self.folder.data(row))
+
+    def add_distributions(
+        self, rows: Sequence[dict], network: distributions.Features
+    ) -> dict[str, list[dict]]:
+        """Adds "fid", "kid" and "patches" to the points; returns the points to compare by them.
+
+        All are of the same images, those that every point has, against their originals.
+        """
+        rows = rate.common(rows, "bpp")
+        paths = {picture.name: picture.path for picture in self.pictures}
+        own: dict[tuple, dict] = defaultdict(dict)  # by codec and quality, each image's row
+        for row in rows:
+            own[row["codec"], row["quality"]][row["image"]] = row
+        names = list(dict.fromkeys(row["image"] for row in rows))
+        features = lambda image: network(distributions.patches(image))
+        read = (images.read(paths[name])[0] for name in tqdm(names, "originals", disable=None))
+        originals = [features(image) for image in read]
+        count = sum(map(len, originals))
+        if count < 2:
+            self.note(
+                "without FID and KID: the images have less than two patches of 256×256 pixels"
+            )
+            return {}
+        values = {}
+        for point, of_image in tqdm(own.items(), "FID and KID", disable=None):
+            try:
+                b = np.concatenate([features(self.decode(of_image[name])) for name in names])
+            except OneDCError as error:  # it did decode before: a program that does not always
+                self.fail(of_image[names[0]] | {"image": "FID and KID"}, str(error))
+                continue
+            a = np.concatenate(originals)
+            fid, kid = distributions.frechet_distance(a, b), distributions.kernel_distance(a, b)[0]
+            values[point] = {"patches": count, "fid": fid, "kid": kid}
+        self.done.notes.append(
+            f"FID and KID are of {count} patches of 256×256 pixels; "
+            "compare only numbers of the same"
+        )
+        completed = lambda points: [p | values.get((p["codec"], p["quality"]), {}) for p in points]
+        self.done.points = completed(self.done.points)
+        return dict.fromkeys(("fid", "kid"), completed(rate.points(rows)))
+
+    def write_tables(
+        self, compared: dict[str, list[dict]], anchor: str | None
+    ) -> tuple[list[dict], list[dict]]:
+        """Writes the means and what `rate.compare` gives, which it returns."""
+        points = self.done.points
+        deltas, equals = [], []
+        if anchor is None:
+            self.done.notes.append("without BD-rate: there is no baseline to compare with")
+        elif points:
+            try:
+                deltas, equals = rate.compare(compared, anchor)
+                self.done.notes += _single_points(points)
+            except OneDCError as error:
+                self.note(str(error))
+        measures = ("bpp", *rate.present(points), *rate.SECONDS, "peak_mb")
+        heads = ("codec", "version", "quality", "images", "patches", *measures)
+        self.folder.write("summary.csv", _csv(heads, points))
+        heads = ("codec", "anchor", "metric", "pchip", "akima", "overlap", "note")
+        self.folder.write("bd_rate.csv", _csv(heads, deltas))
+        heads = ("codec", "quality", "metric", "value", "bpp")
+        heads += ("anchor", "anchor_bpp", "saving_percent", "note")
+        self.folder.write("equal_metric.csv", _csv(heads, equals))
+        return deltas, equals
+
+    def write_pictures(self, rows: Sequence[dict]) -> _Shown:
+        """What is shown of each image, its pictures made where they are not there yet."""
+        found, by_image = [], defaultdict(list)
+        for row in rows:
+            by_image[row["image"]].append(row)
+        for picture in tqdm(self.pictures, "pictures", disable=None):
+            own = by_image[picture.name]
+            if not own:
+                continue
+            original = self.folder.original_of(own[0])
+            if not (self.folder.path / original).exists():
+                self.folder.write_picture(original, results.read_image(picture))
+            shown = []
+            for row in page.shown_rows(own, self.codecs.models):
+                name = self.folder.picture_of(row)
+                try:
+                    if not (self.folder.path / name).exists():
+                        self.folder.write_picture(name, self.decode(row))
+                    shown.append((row, name))
+                except OneDCError as error:
+                    self.fail(row, str(error))
+            if shown:
+                found.append((picture.name, original, shown))
+        return found
+
+    def write_sheet(self, shown: _Shown, anchor: str | None) -> None:
+        """Writes the contact sheet and the README's table, where there is a model."""
+        models = self.codecs.models
+        if models and shown:
+            image = contact_sheet(self.folder.path, shown, models[0], anchor or "")
+            self.folder.write("sheet.jpg", image)
+            self.folder.write("table.md", table(self.done.points, models).encode())
+
+    def draw(self, compared: dict[str, list[dict]]) -> list[dict]:
+        """Writes a figure for each metric; returns their labels and names for the page."""
+        found = []
+        for name, points in compared.items():
+            try:
+                files = plots.draw(points, name, self.codecs.models)
+            except OneDCError as error:
+                self.note(str(error))
+                break
+            written = {
+                suffix[1:]: self.folder.write(f"curves/{name}{suffix}", data)
+                for suffix, data in files.items()
+            }
+            found.append({"label": rate.METRICS[name].label} | written)
+        return found
+
+    def write_page(
+        self,
+        shown: _Shown,
+        anchor: str | None,
+        deltas: Sequence[dict],
+        equals: Sequence[dict],
+        curves: Sequence[dict],
+    ) -> None:
+        versions = [f"{codec.name}: version {codec.version}" for codec in self.codecs.all]
+        data = page.page_data(
+            shown,
+            self.done.points,
+            models=self.codecs.models,
+            anchor=anchor,
+            deltas=deltas,
+            equals=equals,
+            plots=curves,
+            notes=self.done.notes + versions,
+            failed=self.done.failed,
+            made_by=f"Made by onedc_jax {onedc_jax.__version__} on {platform.platform()}, Python "
+            f"{platform.python_version()}. Every number is in results.jsonl, the means in "
+            "summary.csv.",
+        )
+        self.folder.write("index.html", page.render(data))
 
 
 def _left_out(rows: Sequence[dict], compared: dict[str, list[dict]]) -> list[str]:
-    """What is compared over fewer images than there are."""
+    """What is compared over fewer images than there are, and values that nothing is made of."""
     total = len({row["image"] for row in rows})
     labels = defaultdict(list)
     for name, points in compared.items():
         labels[points[0]["images"] if points else 0].append(rate.METRICS[name].label)
-    return [
+    notes = [
         f"compared by {', '.join(names)}, also in the curves: {count} of {total} images, those "
         "that have it of every codec at every quality"
         for count, names in labels.items()
         if count < total
     ]
-
-
-def _write(
-    folder: Folder, done: Report, rows, compared, codecs: Codecs, pictures, anchor, say
-) -> None:
-    names = [name for name in rate.METRICS if any(name in point for point in done.points)]
-    measures = ("bpp", *names, *rate.SECONDS, "peak_mb")
-    heads = ("codec", "version", "quality", "images", "patches", *measures)
-    folder.write("summary.csv", _csv(heads, done.points))
-    deltas, equals = [], []
-    if anchor is None:
-        done.notes.append("without BD-rate: there is no baseline to compare with")
-    elif rows:
-        try:
-            deltas, equals = rate.compare(compared, anchor)
-            done.notes += _single_points(done.points)
-        except OneDCError as error:
-            done.notes.append(str(error))
-            say(str(error))
-    heads = ("codec", "anchor", "metric", "pchip", "akima", "overlap", "note")
-    folder.write("bd_rate.csv", _csv(heads, deltas))
-    shown = _images(rows, codecs, pictures, folder, done, say)
-    if codecs.models and shown:
-        model = codecs.models[0]
-        folder.write("sheet.jpg", contact_sheet(folder.path, shown, model, anchor or ""))
-        folder.write("table.md", table(done.points, codecs.models).encode())
-    heads = ("codec", "quality", "metric", "value", "bpp")
-    heads += ("anchor", "anchor_bpp", "saving_percent", "note")
-    folder.write("equal_metric.csv", _csv(heads, equals))
-    data = page.page_data(
-        shown,
-        done.points,
-        models=codecs.models,
-        anchor=anchor,
-        deltas=deltas,
-        equals=equals,
-        plots=_plots(folder, done, compared, codecs.models, say),
-        notes=done.notes + [f"{codec.name}: version {codec.version}" for codec in codecs.all],
-        failed=done.failed,
-        made_by=f"Made by onedc_jax {onedc_jax.__version__} on {platform.platform()}, Python "
-        f"{platform.python_version()}. Every number is in results.jsonl, the means in summary.csv.",
-    )
-    folder.write("index.html", page.render(data))
-
-
-def _images(
-    rows, codecs: Codecs, pictures: Sequence[Picture], folder: Folder, done: Report, say
-) -> list[tuple]:
-    """For the page, each image and the rows to look at, with their pictures, made as needed."""
-    found, by_image = [], defaultdict(list)
-    for row in rows:
-        by_image[row["image"]].append(row)
-    for picture in tqdm(pictures, "pictures", disable=None):
-        own = by_image[picture.name]
-        if not own:
-            continue
-        original = folder.original_of(own[0])
-        if not (folder.path / original).exists():
-            folder.write_picture(original, results.read_image(picture))
-        shown = []
-        for row in page.shown_rows(own, codecs.models):
-            name = folder.picture_of(row)
-            try:
-                if not (folder.path / name).exists():
-                    folder.write_picture(name, _decode(codecs, folder, row))
-                shown.append((row, name))
-            except OneDCError as error:
-                _fail(done, row, str(error), say)
-        if shown:
-            found.append((picture.name, original, shown))
-    return found
-
-
-def _plots(folder: Folder, done: Report, compared, models, say) -> list[dict]:
-    found = []
-    for name, points in compared.items():
-        try:
-            files = plots.draw(points, name, models)
-        except OneDCError as error:
-            done.notes.append(str(error))
-            say(str(error))
-            break
-        written = {s[1:]: folder.write(f"curves/{name}{s}", data) for s, data in files.items()}
-        found.append({"label": rate.METRICS[name].label} | written)
-    return found
+    for name in rate.present(rows):
+        having = (row for row in rows if row.get(name) is not None)
+        exact = list(dict.fromkeys(row["image"] for row in having if not rate.finite(row, name)))
+        if exact:
+            notes.append(
+                f"{rate.METRICS[name].label} is not finite where a codec restores an image exactly "
+                f"({len(exact)} of {total} images, such as {exact[0]}): in no mean and no curve"
+            )
+    return notes
 
 
 def _single_points(points: Sequence[dict]) -> list[str]:

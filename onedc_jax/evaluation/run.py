@@ -63,7 +63,8 @@ def run(
             if not all(_whole(row, names) for row in known):
                 image = results.read_image(picture)
         except (ImageError, OSError) as error:
-            row = {"image": picture.name, "error": folders.explain(error)}
+            message = folders.explain(error).removeprefix(f"{picture.path}: ")
+            row = {"image": picture.name, "error": message}
             folder.add_error(row)
             yield row
             step(len(points))

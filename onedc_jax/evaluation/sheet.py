@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from onedc_jax.evaluation.page import shown_rows
-from onedc_jax.evaluation.rate import METRICS, nearest
+from onedc_jax.evaluation.rate import METRICS, nearest, present
 from onedc_jax.evaluation.results import label
 
 RATES = 3  # columns of the model: its lowest rate, its highest, and those between
@@ -46,14 +46,16 @@ def contact_sheet(
 
 def table(points: Sequence[dict], models: Sequence[str]) -> str:
     """In Markdown: the points of models and, of each other codec, those nearest to their rates."""
-    names = [name for name in METRICS if any(name in point for point in points)]
+    names = present(points)
     heads = ["codec", "quality", "bpp"]
     for metric in (METRICS[name] for name in names):
         arrow = "↑" if metric.higher_is_better else "↓"
         heads.append(" ".join(filter(None, (metric.label, metric.unit, arrow))))
     lines = [heads, ["---"] * len(heads)]
     for point in shown_rows(points, models):
-        values = [f"{point[name]:.4g}" if name in point else "" for name in names]
+        values = [
+            f"{point[name]:.{METRICS[name].digits}f}" if name in point else "" for name in names
+        ]
         lines.append([point["codec"], label(point["quality"]), f"{point['bpp']:.4f}", *values])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
