@@ -72,7 +72,8 @@ def write(place: Path, data: bytes, most: int) -> None:
     """
     atomic_write(place, _crc(data) + data, overwrite=True)
     name = place.name.rpartition("-")[0]
-    for old in sorted(place.parent.glob(f"{name}-*"), key=_age)[most:]:
+    files = place.parent.glob(f"{name}-*")
+    for old in sorted(files, key=lambda path: path.stat().st_mtime, reverse=True)[most:]:
         old.unlink(missing_ok=True)
 
 
@@ -92,10 +93,6 @@ def _files(folder: Path) -> list[tuple]:
         state = path.stat()
         found.append((str(path.relative_to(folder)), state.st_size, state.st_mtime_ns))
     return found
-
-
-def _age(path: Path) -> float:
-    return -path.stat().st_mtime
 
 
 def _digest(*of: str) -> str:

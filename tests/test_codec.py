@@ -1,5 +1,7 @@
 """Images through bytes: what the decoder holds is what the encoder held."""
 
+import copy
+import pickle
 from dataclasses import replace
 
 import jax
@@ -12,11 +14,12 @@ from PIL import Image
 import onedc_jax
 from onedc_jax import quantization
 from onedc_jax.checkpoint import save_model
-from onedc_jax.coding import stream
+from onedc_jax.coding import proof, stream
 from onedc_jax.coding.entropy import SymbolDecoder, encode_steps
 from onedc_jax.coding.loading import load
 from onedc_jax.coding.path import IntegerPath
 from onedc_jax.coding.programs import Programs
+from onedc_jax.evaluation.checkpoints import Coded
 from onedc_jax.models.init import random_params
 from onedc_jax.models.onedc import build, param_shapes
 from onedc_jax.models.pixels import from_uint8
@@ -31,18 +34,45 @@ def codec(tiny_model):
 def test_bytes_give_back_the_latents_and_the_size(codec, height, width):
     image = photo(height, width)
     data = codec.encode(image)
-    held = codec.encode_latents(image)
+    y, z_indices = codec.analyse(image)
     header, got = codec.decode_latents(data)
-    np.testing.assert_array_equal(got.z_indices, held.z_indices)
-    np.testing.assert_array_equal(got.y_hat, held.y_hat)
+    np.testing.assert_array_equal(got.z_indices, z_indices)
+    np.testing.assert_array_equal(got.y_hat, codec.quantise(y, z_indices, None)[1])
     assert (header.height, header.width) == (height, width)
     restored = codec.decode(data)
     assert restored.shape == image.shape and restored.dtype == np.uint8
+    assert restored.flags["C_CONTIGUOUS"] and restored.flags["WRITEABLE"]
 
 
 def test_encoding_is_deterministic(codec, tiny_model):
     image = photo(63, 65)
     assert codec.encode(image) == codec.encode(image) == load(tiny_model).encode(image)
+
+
+def test_a_codec_says_in_a_line_what_it_is(codec):
+    """And is equal to itself alone: arrays are not to be compared."""
+    other = replace(codec, name="other")
+    assert repr(other) == f"Codec('other', fingerprint {codec.path.fingerprint:04x}, float32_cpu)"
+    assert {codec, codec, other} == {other, codec} and codec != other
+    exact = IntegerPath.of(proof.case("narrow").entropy)
+    for part in (codec.networks, codec.path, exact):
+        assert len(repr(part)) < 5000 and part != replace(part)
+
+
+@pytest.mark.parametrize("copied", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy])
+def test_a_copy_makes_the_same_bytes(codec, copied):
+    assert copied(codec).encode(photo(64, 64)) == codec.encode(photo(64, 64))
+
+
+def test_a_model_in_training_is_compiled_once(tmp_path, monkeypatch):
+    """At the next checkpoint nothing is made ready: it differs by its parameters alone."""
+    Image.fromarray(photo(64, 64)).save(tmp_path / "photo.png")
+    measure, shapes = Coded(tmp_path, 1, ("psnr",)), param_shapes(build(MICRO_MODEL))
+    first, second = (random_params(shapes, seed=seed) for seed in (0, 1))
+    found = measure(MICRO_MODEL, first)
+    monkeypatch.setattr("onedc_jax.coding.programs.ready", None)
+    monkeypatch.setattr(jax, "jit", None)
+    assert measure(MICRO_MODEL, second) != found
 
 
 def test_values_beyond_every_table_survive(codec):
@@ -111,14 +141,20 @@ def test_of_z_alone_the_decoder_holds_the_means_of_the_network(codec):
 def test_what_is_asked_for_and_cannot_be_is_refused(codec):
     for ask, words in (
         (lambda: codec.encode(photo(64, 64), steps=5), "steps must be 0 to 4"),
+        (lambda: codec.encode(photo(64, 64), steps=2.0), "steps must be a whole number"),
         (lambda: codec.with_effort(-1), "effort must be 0 or more"),
+        (lambda: codec.with_effort(1.5), "effort must be a whole number"),
+        (lambda: codec.encode_within(photo(64, 64), np.nan), "size must be a whole number"),
+        (lambda: codec.encode_near(photo(64, 64), "1 kB"), "size must be a whole number"),
         (lambda: stream.rate_of(101), "quality must be 0 to 100"),
         (lambda: codec.encode(None), "expected pixels uint8"),
         (lambda: codec.encode([[[0.5] * 3]]), "expected pixels uint8"),
+        (lambda: codec.encode([[0], [0, 0]]), "expected pixels uint8 .* a ragged list"),
         (lambda: codec.decode("text"), "a stream is bytes, not str"),
     ):
-        with pytest.raises(onedc_jax.OneDCError, match=words):
+        with pytest.raises(onedc_jax.OneDCError, match=words) as error:
             ask()
+        assert "\n" not in str(error.value)
 
 
 def test_whatever_holds_bytes_or_pixels_will_do(codec):

@@ -1,8 +1,11 @@
 """The exported decoder, in a process that has no model code."""
 
-import os
+import re
+import runpy
 import subprocess
 import sys
+import textwrap
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,49 +13,36 @@ import jax
 import numpy as np
 from pictures import photo
 
+import onedc_jax
 from onedc_jax import cli, export
 from onedc_jax.coding.loading import load
 from onedc_jax.coding.networks import Networks
 
-ROOT = Path(__file__).parent.parent
-
 RUN = """
-import sys
-sys.modules["onedc_jax.models"] = None  # importing it fails
-sys.modules["onedc_jax.coding"] = None
-sys.modules["flax"] = None
-source = open(sys.argv[1]).read()
-source = source[source.index("def load(") :]
-names = {}
-exec("import io, zipfile, jax, jax.export, numpy as np\\n"
-     "from collections.abc import Callable\\nfrom pathlib import Path\\n" + source, names)
-latents = names["np"].load(sys.argv[3])
-image = names["load"](sys.argv[2])(latents["y_hat"], latents["z_indices"])
-names["np"].save(sys.argv[4], image)
+import runpy, sys
+sys.modules["onedc_jax"] = sys.modules["flax"] = None  # importing them fails
+sys.argv = ["run.py", "decode.zip", "latents.npz", "image.npy"]
+runpy.run_path("run.py", run_name="__main__")
 """
 
 
-def test_jax_alone_runs_it(tmp_path, tiny_model, capsys):
-    file = tmp_path / "decode.zip"
-    command = ["export", str(tiny_model), "--size", "128x64", "--out", str(file)]
+def test_jax_alone_runs_it_as_its_script_says(tmp_path, tiny_model, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ["export", str(tiny_model), "--size", "128x64", "--out", "decode.zip"]
     assert cli.main(command) == 0
     assert "decodes 128x64 on cpu, cuda, rocm, tpu" in capsys.readouterr().out
     codec = load(tiny_model)
-    latents = codec.encode_latents(photo(64, 128))
-    given, made = tmp_path / "latents.npz", tmp_path / "image.npy"
-    np.savez(given, y_hat=latents.y_hat[None], z_indices=latents.z_indices[None])
-    source = ROOT / "onedc_jax" / "export.py"
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    subprocess.run(
-        [sys.executable, "-c", RUN, source, file, given, made],
-        check=True,
-        timeout=300,
-        cwd=tmp_path,
-        env=environment,
-    )
-    found, wanted = np.load(made)[0].astype(int), codec.reconstruct(latents).astype(int)
-    assert found.shape == wanted.shape == (64, 128, 3)
+    data = codec.encode(photo(60, 120))
+    (tmp_path / "photo.onedc").write_bytes(data)
+    zipfile.ZipFile("decode.zip").extract("run.py")
+    _, latents, _ = re.split(r"(?ms)^(    header, .*?^    \)$)", Path("run.py").read_text())
+    exec(textwrap.dedent(latents), dict(onedc_jax=onedc_jax, np=np, MODEL=tiny_model))
+    subprocess.run([sys.executable, "-c", RUN], check=True, timeout=300)
+    found, wanted = np.load("image.npy").astype(int), codec.decode(data)
+    assert found.shape == wanted.shape == (60, 120, 3)
     assert np.abs(found - wanted).max() <= 1
+    fitted = runpy.run_path("run.py")["fitted"](np.arange(2)[None], [1, 4])
+    np.testing.assert_array_equal(fitted, [[0, 1, 1, 1]])
 
 
 def test_weights_in_bfloat16_are_exported_too(tmp_path, tiny_model):
@@ -60,7 +50,7 @@ def test_weights_in_bfloat16_are_exported_too(tmp_path, tiny_model):
     networks = Networks.of(codec.model, codec.params, jax.devices("cpu")[0], "bfloat16")
     file = tmp_path / "decode.zip"
     file.write_bytes(export.export(replace(codec, networks=networks), 64, 64, ["cpu"]))
-    latents = codec.encode_latents(photo(64, 64))
+    latents = codec.decode_latents(codec.encode(photo(64, 64)))[1]
     found = export.load(file)(latents.y_hat[None], latents.z_indices[None])[0]
     assert np.abs(found.astype(int) - codec.reconstruct(latents)).mean() < 2
 

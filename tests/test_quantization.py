@@ -103,7 +103,8 @@ def test_streams_of_a_model_with_integers_are_exact_ones(folder):
     data = codec.encode(image)
     header, latents = codec.decode_latents(data)
     assert header.arithmetic is Arithmetic.INTEGER
-    np.testing.assert_array_equal(latents.y_hat, codec.encode_latents(image).y_hat)
+    held = codec.quantise(*codec.analyse(image), None)
+    np.testing.assert_array_equal(latents.y_hat, held[1])
     assert codec.decode(data).shape == image.shape
 
 

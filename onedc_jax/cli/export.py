@@ -3,7 +3,7 @@
 import argparse
 import re
 
-from onedc_jax.cli.common import command, loader, path
+from onedc_jax.cli.common import command, loader, name, path
 from onedc_jax.errors import OneDCError
 
 _EXPORT = """\
@@ -15,15 +15,16 @@ examples:
   onedc export tiny --size 768x512 --out decode.zip
   onedc export CKPT --size 1920x1080 --out decode.zip --platforms cuda
 
-In Python, onedc_jax.export.load("decode.zip") gives the function, in a dozen lines that need jax
-alone."""
+In Python, after `from onedc_jax import export`, export.load("decode.zip") gives the function. The
+archive's run.py says how to call it, and does so with jax alone."""
 
 
 def add(commands) -> None:
     """Adds the subcommand."""
     help = "the decoder's network for other programs"
     child = command(commands, "export", _export, help, _EXPORT, _EXAMPLES)
-    child.add_argument("model", metavar="MODEL", help="a preset, model folder or training run")
+    help = "a preset, model folder or training run"
+    child.add_argument("model", type=name, metavar="MODEL", help=help)
     child.add_argument(
         "--size", type=_size, required=True, metavar="WxH", help="of the images, in pixels"
     )

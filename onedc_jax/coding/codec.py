@@ -5,6 +5,7 @@ reconstruction, may run anywhere and in any precision.
 """
 
 import functools
+import operator
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -18,7 +19,6 @@ from onedc_jax.coding.networks import Networks
 from onedc_jax.coding.path import FloatPath, IntegerPath, knob_place
 from onedc_jax.coding.refinement import Refinement
 from onedc_jax.errors import ImageError, ModelError, OneDCError, StreamError
-from onedc_jax.models import integer
 from onedc_jax.models.onedc import OneDC
 
 QUALITY = 75.0
@@ -26,7 +26,7 @@ QUALITY = 75.0
 _EMPTY = np.zeros(0, np.int32), np.zeros(0, np.uint8)  # a step that is not coded
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Latents:
     """What a stream carries.
 
@@ -41,7 +41,7 @@ class Latents:
     rate: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Codec:
     """A model ready to encode and decode; `coding/loading.py` makes one.
 
@@ -54,13 +54,18 @@ class Codec:
     path: IntegerPath | FloatPath
     refinement: Refinement | None = None
 
+    def __repr__(self) -> str:
+        arithmetic = self.path.arithmetic.name.lower()
+        return f"Codec({self.name!r}, fingerprint {self.path.fingerprint:04x}, {arithmetic})"
+
     def with_effort(self, steps: int, watch: Callable[[Iterable], Iterable] = iter) -> "Codec":
         """The same, whose encoder takes so many steps of a search for each stream; 0 for none.
 
         See `refinement.py`. `watch` is given the steps before they are taken, for a progress bar.
-        Raises ModelError where LPIPS's weights are missing.
+        Raises OneDCError for steps that are no number from 0 on; ModelError where LPIPS's weights
+        are missing.
         """
-        if steps < 0:
+        if _whole("effort", steps) < 0:
             raise OneDCError(f"effort must be 0 or more steps, not {steps}")
         if not steps:
             return replace(self, refinement=None)
@@ -99,17 +104,18 @@ class Codec:
         ModelError for a quality where the model has no knob; OneDCError for steps or a quality
         that there are not.
         """
-        if steps not in range(stream.STEPS + 1):
+        if _whole("steps", steps) not in range(stream.STEPS + 1):
             raise OneDCError(f"steps must be 0 to {stream.STEPS}, not {steps}")
         rate = self._rate(quality)
         return self._coder(image)(rate, steps, self.refinement)
 
     def encode_within(self, image: np.ndarray, size: int) -> bytes:
-        """The best stream of at most `size` bytes; raises as `encode`.
+        """The best stream of at most `size` bytes, a whole number; raises as `encode`.
 
         Where the lowest quality has more, steps of y are left out. Raises ImageError where even z
         alone has more.
         """
+        _whole("size", size)
         data = search.within(*self._coders(image), size)
         if len(data) > size:
             raise ImageError(f"{size} bytes are too few: the smallest file has {len(data)}")
@@ -120,6 +126,7 @@ class Codec:
 
         With effort it is not always the very nearest.
         """
+        _whole("size", size)
         return search.nearest(*self._coders(image), size)
 
     def _coders(self, image: np.ndarray) -> tuple[Callable, Callable, int]:
@@ -127,7 +134,7 @@ class Codec:
 
         All (rate, steps) to choose from: the lowest rate's with steps left out, then each whole.
         """
-        rates = range(integer.RATES) if self.has_knob else [None]
+        rates = range(stream.MAX_RATE + 1) if self.has_knob else [None]
         points = [(rates[0], k) for k in range(stream.STEPS)] + [(r, stream.STEPS) for r in rates]
         code = self._coder(image)
         quick = functools.cache(lambda i: code(*points[i], None))
@@ -144,7 +151,11 @@ class Codec:
 
     def _coder(self, image: np.ndarray) -> Callable[[int | None, int, Refinement | None], bytes]:
         """The streams of an image: (rate, steps, refinement) -> bytes."""
-        image = np.asarray(image)
+        try:
+            image = np.asarray(image)
+        except ValueError:
+            kind = type(image).__name__
+            raise ImageError(f"expected pixels uint8 [H, W, 3], got a ragged {kind}") from None
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ImageError(
                 f"expected pixels uint8 [H, W, 3], got {image.dtype} {list(image.shape)}"
@@ -165,7 +176,7 @@ class Codec:
         return code
 
     def decode(self, data: bytes, allow_truncated: bool = False) -> np.ndarray:
-        """A stream -> uint8 [H, W, 3].
+        """A stream -> uint8 [H, W, 3], an array of its own: C-contiguous, and to be written to.
 
         With `allow_truncated` a stream whose end is missing gives the image that its whole steps
         make, as if no more had been coded; all of z must be there.
@@ -180,7 +191,8 @@ class Codec:
             program = beside.submit(self.networks.reconstruction, shape)
             latents = self._latents(content)
             program.result()
-        return self.reconstruct(latents)[: content.header.height, : content.header.width]
+        image = self.reconstruct(latents)[: content.header.height, : content.header.width]
+        return np.require(image, requirements=["C", "W"])  # copies what is not
 
     def reconstruct(self, latents: Latents) -> np.ndarray:
         """Latents -> the image of whole blocks that `decode` crops, uint8 [H', W', 3]."""
@@ -194,23 +206,19 @@ class Codec:
     def quantise(
         self, y: np.ndarray, z_indices: np.ndarray, rate: int | None
     ) -> tuple[list, np.ndarray]:
-        """What `analyse` found, rounded: as `Path.quantise`, but before the knob's gain."""
+        """What `analyse` found, rounded as by `EntropyPath.quantise`.
+
+        y is without the knob's gain, which is applied here first.
+        """
         return self._rounded(None, y, z_indices, rate, None)
 
     def _rounded(self, image, y, z_indices, rate, refinement) -> tuple[list, np.ndarray]:
-        """The same, after a search for the y of `image` if there is one."""
+        """(symbols, levels) of each step, and y_hat, of y or what a search for `image` finds."""
         if rate is not None:
             y = self.networks.gained(y, knob_place(rate))
         if refinement:
             y = refinement(image, y, z_indices, rate)
         return self.path.quantise(y, z_indices, rate)
-
-    def encode_latents(self, image: np.ndarray, quality: float | None = None) -> Latents:
-        """What the encoder of `image` holds, and the decoder of its stream will."""
-        y, z_indices = self.analyse(image)
-        rate = self._rate(quality)
-        y_hat = self._rounded(image, y, z_indices, rate, self.refinement)[1]
-        return Latents(z_indices, y_hat, rate)
 
     def decode_latents(
         self, data: bytes, allow_truncated: bool = False
@@ -259,3 +267,12 @@ class Codec:
         networks, path = self.networks.on(device), self.path.on(device)
         found = self.refinement and self.refinement.on(networks, path)
         return replace(self, networks=networks, path=path, refinement=found)
+
+
+def _whole(what: str, value: int) -> int:
+    """The value; OneDCError where it is no whole number."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        kind = type(value).__name__
+        raise OneDCError(f"{what} must be a whole number, not a {kind}") from None

@@ -19,8 +19,8 @@ MAX_SYMBOL = 32767
 """The largest magnitude of a symbol."""
 
 _FULL = 2**32  # the coder's state is at least this as long as there are words to read
-# The size is a power of two, so each value has exactly 2**8 of the 2**24.
 ESCAPE_BITS = 16  # of the value behind an escape
+# The size is a power of two, so each value has exactly 2**8 of the 2**24.
 _ESCAPED = stream.model.Uniform(2**ESCAPE_BITS)
 
 

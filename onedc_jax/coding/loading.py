@@ -1,6 +1,7 @@
 """From a model folder to a codec."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from onedc_jax.checkpoint import check_tree, is_sealed, load_model, read_config,
 from onedc_jax.coding.codec import Codec
 from onedc_jax.coding.networks import Networks
 from onedc_jax.coding.path import FloatPath, IntegerPath
-from onedc_jax.errors import ModelError
+from onedc_jax.coding.programs import Programs
+from onedc_jax.errors import ModelError, one_line
 from onedc_jax.models import integer
 from onedc_jax.models.folding import fold, folded
 from onedc_jax.models.onedc import PARTS, OneDC, build, param_shapes
@@ -41,11 +43,16 @@ def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Code
     return _codec(str(name_or_path), model, *kept.of_folder(f"{arithmetic}-weights", path, ready))
 
 
-def assembled(name: str, config: Mapping[str, Any], params: Any) -> Codec:
-    """The codec that `load` would make of a folder with this configuration and these parameters."""
+def assembled(name: str, config: Mapping[str, Any], params: Any, programs: Programs) -> Codec:
+    """The codec that `load` would make of a folder with this configuration and these parameters.
+
+    Its programs are taken from `programs`, which codecs of one configuration may share.
+    """
     model, networks = build(config), dict(params)
     entropy = networks.pop("entropy", None)
-    return _codec(name, model, _ready(model, networks), entropy)
+    codec = _codec(name, model, _ready(model, networks), entropy)
+    networks, path = (replace(part, programs=programs) for part in (codec.networks, codec.path))
+    return replace(codec, networks=networks, path=path)
 
 
 def _codec(name: str, model: OneDC, params: Any, entropy: Any | None) -> Codec:
@@ -60,8 +67,9 @@ def _shapes(path: Path, model: OneDC) -> Any:
     try:
         return param_shapes(model)
     except Exception as error:  # whatever layers that do not fit raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ModelError(f"{path / 'model.json'}: its layers do not fit ({reason})") from error
+        raise ModelError(
+            f"{path / 'model.json'}: its layers do not fit ({one_line(error)})"
+        ) from error
 
 
 def _weights(path: Path, model: OneDC, arithmetic: str) -> tuple[Any, Any]:

@@ -19,7 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from onedc_jax.coding.programs import Programs
-from onedc_jax.coding.windows import BLOCK, SHAPES, Window, cover, cut, joined, paste
+from onedc_jax.coding.windows import (
+    BLOCK,
+    SHAPES,
+    Y_SCALE,
+    Window,
+    cover,
+    cut,
+    joined,
+    paste,
+)
 from onedc_jax.models.codec import interpolated
 from onedc_jax.models.onedc import PARTS, OneDC
 from onedc_jax.models.padding import within
@@ -37,14 +46,14 @@ HALO = 1  # blocks at a window's edge that it does not answer for: it sees too l
 _HALVED = ("codec/adaptor/", "codec/synthesis/", "generator/unet/", "vae/decoder/")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Networks:
     """A model's networks on one device; programs are compiled when they are first needed."""
 
     model: OneDC
-    params: Any
+    params: Any = field(repr=False)
     dtype: str = "float32"  # of the decoder
-    programs: Programs = field(default_factory=Programs, repr=False, compare=False)
+    programs: Programs = field(default_factory=Programs, repr=False)
 
     @classmethod
     def of(cls, model: OneDC, params: Any, device: jax.Device, dtype: str = "") -> "Networks":
@@ -87,11 +96,11 @@ class Networks:
         rows, columns = (side // BLOCK for side in image.shape[:2])
         shape, windows = self.cover(rows, columns)
         inputs = lambda window: (cut(image, window, shape, BLOCK),)
-        y = np.empty((4 * rows, 4 * columns, self.model.codec.channels), np.float32)
+        y = np.empty((Y_SCALE * rows, Y_SCALE * columns, self.model.codec.channels), np.float32)
         z_indices = np.empty((rows, columns), np.int32)
         tiles = self._tiles(partial(self.analysis, shape), windows, inputs)
         for window, (y_tile, tokens) in zip(windows, tiles, strict=True):
-            paste(y, y_tile[0], window, 4)
+            paste(y, y_tile[0], window, Y_SCALE)
             paste(z_indices, tokens[0], window, 1)
         return y, z_indices
 
@@ -115,7 +124,7 @@ class Networks:
         shape, windows = self.cover(*z_indices.shape)
 
         def inputs(window: Window) -> tuple:
-            latents = cut(y_hat, window, shape, 4), cut(z_indices, window, shape, 1)
+            latents = cut(y_hat, window, shape, Y_SCALE), cut(z_indices, window, shape, 1)
             return *latents, place, origin(window, start)
 
         tiles = self._tiles(partial(self.reconstruction, shape), windows, inputs)
@@ -167,12 +176,16 @@ class Networks:
         The program: (params, y_hat, tokens, place, origin, sizes, statistics) -> (pixels,
         statistics).
         """
-        y_shape = (1, *(4 * side for side in shape), self.model.codec.channels)
+        origin = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+        return self._program(self._reconstruct, shape, statistics, *self.latents(shape), origin)
+
+    def latents(self, shape: tuple[int, int]) -> tuple:
+        """What the decoder takes of an image of so many blocks: y_hat, tokens, place, as shapes."""
+        y_shape = (1, *(Y_SCALE * side for side in shape), self.model.codec.channels)
         y_hat = jax.ShapeDtypeStruct(y_shape, jnp.float32)
         z_indices = jax.ShapeDtypeStruct((1, *shape), jnp.int32)
         place = jax.ShapeDtypeStruct((1,), jnp.float32) if self.has_knob else None
-        origin = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-        return self._program(self._reconstruct, shape, statistics, y_hat, z_indices, place, origin)
+        return y_hat, z_indices, place
 
     def _program(self, function: Callable, shape, statistics, *inputs) -> jax.stages.Compiled:
         """A network's program for such inputs; without statistics it takes its own."""

@@ -9,7 +9,7 @@ Both go one step at a time, in windows over the image, and only integers go on t
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cache, partial
 from typing import Any, ClassVar
 
 import jax
@@ -20,8 +20,8 @@ from onedc_jax.checkpoint import fingerprint
 from onedc_jax.coding import tables
 from onedc_jax.coding.entropy import MAX_SYMBOL
 from onedc_jax.coding.programs import Programs
-from onedc_jax.coding.stream import Arithmetic
-from onedc_jax.coding.windows import Window, cover, cut, paste
+from onedc_jax.coding.stream import MAX_RATE, Arithmetic
+from onedc_jax.coding.windows import Y_SCALE, Window, cover, cut, paste
 from onedc_jax.models import integer
 from onedc_jax.models.integer import FRACTION
 from onedc_jax.models.onedc import OneDC
@@ -34,10 +34,9 @@ _SHAPES = ((8, 12), (12, 8), (16, 16), (32, 32))
 # Nothing in step 0, or in a step after it, reaches farther than so many tokens: windows that see
 # these beyond what they answer for give what the whole image would.
 _REACH = (3, 1, 1, 1)
-_SCALE = 4  # positions of y along a token's side
 
 
-class Path:
+class EntropyPath:
     """Tokens and the y coded so far -> mean and table of what comes next.
 
     Attributes:
@@ -83,7 +82,7 @@ class Path:
 
         Means are [N, C/4], row by row, levels [N · C/4] in the order of coding.
         """
-        height, width = (_SCALE * side for side in z_indices.shape)
+        height, width = (Y_SCALE * side for side in z_indices.shape)
         context = y_hat = np.zeros((height, width, self.channels), self.number)
         for k in range(STEPS):
             means, levels, *begun = self._maps(k, z_indices, y_hat, context, rate)
@@ -98,13 +97,13 @@ class Path:
         shape, windows = self._cover(*z_indices.shape, _REACH[k])
         maps = []
         for window in windows:
-            inputs = ((z_indices, 1), (y_hat, _SCALE), (context, _SCALE))
+            inputs = ((z_indices, 1), (y_hat, Y_SCALE), (context, Y_SCALE))
             tiles = [cut(x, window, shape, scale) for x, scale in inputs]
             found = self._step(k, *tiles, np.array([window.size], np.int32), rate)
             found = [np.asarray(x)[0] for x in found[: 2 if k else 3]]
             maps = maps or [np.empty((*y_hat.shape[:2], x.shape[-1]), x.dtype) for x in found]
             for x, part in zip(maps, found, strict=True):
-                paste(x, part, window, _SCALE)
+                paste(x, part, window, Y_SCALE)
         return maps
 
     def _cover(self, rows: int, columns: int, halo: int) -> tuple[tuple[int, int], list[Window]]:
@@ -151,7 +150,7 @@ def _channel_major(x: np.ndarray) -> np.ndarray:
 
 
 def placed(steps: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
-    """What `Path.quantise` gives of each step, [N · C/4], where it is in y: [height, width, C]."""
+    """Steps of `EntropyPath.quantise`, [N · C/4], in their places: [height, width, C]."""
     groups = steps[0].size // (height * width)
     y = np.empty((height, width, 4 * groups), steps[0].dtype)
     for k, values in enumerate(steps):
@@ -159,16 +158,16 @@ def placed(steps: Sequence[np.ndarray], height: int, width: int) -> np.ndarray:
     return y
 
 
-@dataclass(frozen=True)
-class IntegerPath(Path):
+@dataclass(frozen=True, eq=False)
+class IntegerPath(EntropyPath):
     """In integers, see `models/integer.py`, on whatever device the rest runs on."""
 
     arithmetic: ClassVar = Arithmetic.INTEGER
     number: ClassVar = np.int32
 
-    segments: Sequence[Any]  # as `integer.segments`
+    segments: Sequence[Any] = field(repr=False)  # as `integer.segments`
     fingerprint: int
-    programs: Programs = field(default_factory=Programs, repr=False, compare=False)
+    programs: Programs = field(default_factory=Programs, repr=False)
 
     @classmethod
     def of(cls, entropy: Any) -> "IntegerPath":
@@ -207,7 +206,8 @@ class IntegerPath(Path):
         rate = None if rate is None else np.full(1, rate, np.int32)
         entropy = integer.at_step(segment, k)
         args = np.int32(k), entropy, z_indices, y_hat, context, sizes, rate
-        return self.programs.get(z_indices.shape, integer_step, "", *args)(*args)
+        key = "integer", z_indices.shape
+        return self.programs.get(key, integer_step, "", *args)(*args)
 
 
 def integer_step(
@@ -219,7 +219,7 @@ def integer_step(
     sizes: Array,
     rate: Array | None = None,
 ) -> tuple[Array, Array, Array]:
-    """Step k of a batch: (mean int32, levels uint8, context), as `Path._step`.
+    """Step k of a batch: (mean int32, levels uint8, context), as `EntropyPath._step`.
 
     One program for all steps. `entropy` is of `integer.at_step`. Means and y_hat are multiples of
     2^-FRACTION.
@@ -246,16 +246,17 @@ def _levels() -> np.ndarray:
     return tables.scale_index(np.ldexp(np.arange(last + 1, dtype=np.float32), -FRACTION))
 
 
-@dataclass(frozen=True)
-class FloatPath(Path):
+@dataclass(frozen=True, eq=False)
+class FloatPath(EntropyPath):
     """On the CPU in float32."""
 
     arithmetic: ClassVar = Arithmetic.FLOAT32_CPU
     number: ClassVar = np.float32
 
     model: OneDC
-    params: Any  # of integer.PARTS alone
+    params: Any = field(repr=False)  # of integer.PARTS alone
     fingerprint: int
+    programs: Programs = field(default_factory=Programs, repr=False)
 
     @property
     def channels(self) -> int:
@@ -267,11 +268,14 @@ class FloatPath(Path):
 
     @classmethod
     def of(cls, model: OneDC, params: Any) -> "FloatPath":
-        cpu = jax.local_devices(backend="cpu")[0]
         parts = {name: params["codec"][name] for name in integer.PARTS & params["codec"].keys()}
         parts = jax.tree.map(lambda x: np.asarray(x, np.float32), parts)
         model = model.clone(codec=model.codec.clone(dtype="float32"))
-        return cls(model, jax.device_put({"codec": parts}, cpu), fingerprint(params))
+        return cls(model, jax.device_put({"codec": parts}, _cpu()), fingerprint(params))
+
+    def __setstate__(self, state: dict) -> None:
+        # A pickle knows no device.
+        self.__dict__.update(state, params=jax.device_put(state["params"], _cpu()))
 
     def _fixed(self, y: np.ndarray) -> np.ndarray:
         return y.astype(np.float32)
@@ -284,14 +288,10 @@ class FloatPath(Path):
         return np.clip(values, -MAX_SYMBOL, MAX_SYMBOL).astype(np.int32)
 
     def _step(self, k, z_indices, y_hat, context, sizes, rate):
-        cpu = jax.local_devices(backend="cpu")[0]
-        inputs = jax.device_put((z_indices, y_hat, context, sizes, knob_place(rate)), cpu)
-        mean, scale, context = self._program(k, self.params, *inputs)
-        return mean, tables.scale_index(np.asarray(scale)), context
+        inputs = jax.device_put((z_indices, y_hat, context, sizes, knob_place(rate)), _cpu())
+        args = self.params, *inputs
 
-    @cached_property
-    def _program(self):
-        def step(k, params, z_indices, y_hat, context, sizes, rate):
+        def float_step(params, z_indices, y_hat, context, sizes, rate):
             apply = partial(self.model.apply, {"params": params})
             with within(sizes, z_indices.shape[1:]):
                 if k == 0:
@@ -299,9 +299,15 @@ class FloatPath(Path):
                 mean, scale = apply(k, y_hat, context, method=OneDC.prior_step)
             return jnp.nan_to_num(mean), scale, context
 
-        return jax.jit(step, static_argnums=0)
+        key, of = ("float", k, z_indices.shape), repr((self.model, k))
+        mean, scale, context = self.programs.get(key, float_step, of, *args)(*args)
+        return mean, tables.scale_index(np.asarray(scale)), context
+
+
+def _cpu() -> jax.Device:
+    return jax.local_devices(backend="cpu")[0]
 
 
 def knob_place(rate: int | None) -> np.ndarray | None:
     """A rate of a header as the network takes it, float32 [1] in [0, 1]; None where it has none."""
-    return None if rate is None else np.full(1, rate / (integer.RATES - 1), np.float32)
+    return None if rate is None else np.full(1, rate / MAX_RATE, np.float32)

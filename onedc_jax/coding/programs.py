@@ -25,11 +25,17 @@ _MOST = 32  # so many of a network are kept: a few models' in all sizes
 
 
 class Programs:
-    """The programs of a model on a device: each is made once, by whichever thread is first."""
+    """The programs of a model on a device: each is made once, by whichever thread is first.
+
+    Models that differ in nothing but their parameters' values may share them. A copy has none.
+    """
 
     def __init__(self):
         self._made: dict[Any, jax.stages.Compiled] = {}
         self._locks: dict[Any, threading.Lock] = {}
+
+    def __reduce__(self):
+        return Programs, ()  # of another process, or device, programs are of no use
 
     def get(self, key: Any, function: Callable, of: str, *args) -> jax.stages.Compiled:
         """`ready` of the other arguments, the first time that this key is asked for."""

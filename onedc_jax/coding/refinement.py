@@ -19,7 +19,7 @@ from onedc_jax.coding import tables
 from onedc_jax.coding.entropy import ESCAPE_BITS
 from onedc_jax.coding.networks import HALO, Networks, origin, padded
 from onedc_jax.coding.path import FloatPath, IntegerPath, knob_place, placed
-from onedc_jax.coding.windows import BLOCK, SHAPES, cover, cut, paste
+from onedc_jax.coding.windows import BLOCK, SHAPES, Y_SCALE, cover, cut, paste
 from onedc_jax.models.layers import inside
 from onedc_jax.models.lpips import LPIPS, load_lpips
 from onedc_jax.models.onedc import OneDC
@@ -35,7 +35,7 @@ _MOMENTUM, _SPREAD = 0.8, 0.95  # how much of the gradients' mean and square is 
 _SLACK = 1.1  # a y of so many times the bits is still taken
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Refinement:
     """The search, for one model on one device."""
 
@@ -101,7 +101,7 @@ class Refinement:
             args = (
                 self.networks.params,
                 self.weights,
-                cut(y_hat, window, shape, 4),
+                cut(y_hat, window, shape, Y_SCALE),
                 cut(z_indices, window, shape, 1),
                 knob_place(rate),
                 origin(window),
@@ -112,7 +112,7 @@ class Refinement:
             program = self.networks.programs.get(key, self._gradient, of, *args)
             value, slope = program(*args)
             total += float(value)
-            paste(gradient, np.asarray(slope)[0], window, 4)
+            paste(gradient, np.asarray(slope)[0], window, Y_SCALE)
         share = 1 / z_indices.size
         return total * share, gradient * share
 

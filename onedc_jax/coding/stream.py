@@ -21,9 +21,10 @@ MAX_SIDE = 65535
 """The largest width or height, in pixels."""
 MAX_PIXELS = 2**27
 """The largest width times height: what a header declares bounds what a decoder allocates."""
+MAX_RATE = 255
+"""The highest place of the quality knob."""
 
 _MAGIC = 0xC1  # starts no UTF-8 text and no common image, archive or document
-_MAX_RATE = 255
 _TOKEN_BITS = 14
 TOKEN_PIXELS = 64
 """Pixels along the side of the block that a token stands for."""
@@ -66,7 +67,7 @@ class Header:
     @property
     def quality(self) -> float | None:
         """The rate as people state it, 0 to 100; see `rate_of`."""
-        return None if self.rate is None else 100 * self.rate / _MAX_RATE
+        return None if self.rate is None else 100 * self.rate / MAX_RATE
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,9 @@ class Content:
     words: tuple[int, ...]
 
 
-def pack(header: Header, z: np.ndarray, y: bytes = b"", words: Sequence[int] = (0,) * 4) -> bytes:
+def pack(
+    header: Header, z: np.ndarray, y: bytes = b"", words: Sequence[int] = (0,) * STEPS
+) -> bytes:
     """Puts a stream together.
 
     Args:
@@ -180,7 +183,7 @@ def rate_of(quality: float) -> int:
     """The rate, as a header has it, that is nearest to a quality of 0 to 100. OneDCError beyond."""
     if not 0 <= quality <= 100:
         raise OneDCError(f"quality must be 0 to 100, not {quality}")
-    return round(quality / 100 * _MAX_RATE)
+    return round(quality / 100 * MAX_RATE)
 
 
 def check_size(width: int, height: int) -> None:
@@ -197,8 +200,8 @@ def check_whole(info: Info) -> None:
     if info.cut:
         raise StreamError(
             f"the stream is cut short or damaged: it has {info.file_bytes} of "
-            f"{info.whole_bytes} bytes; --allow-truncated decodes what is there, z and "
-            f"{info.steps} of the {STEPS} steps of y"
+            f"{info.whole_bytes} bytes; --allow-truncated (in Python allow_truncated=True) "
+            f"decodes what is there, z and {info.steps} of the {STEPS} steps of y"
         )
 
 

@@ -19,7 +19,7 @@ SCALE_MIN, SCALE_MAX = 0.11, 64.0
 PRECISION = 24
 """The frequencies of a table add up to 2**PRECISION."""
 
-# A value has a code of its own if its frequency is at least FLOOR, and in any case up to +-4:
+# A value has a code of its own if its frequency is at least _FLOOR, and in any case up to +-4:
 # 2**-20 keeps an outlier affordable (20 bits, or 36 with an escape), while all the floors of the
 # narrowest table together cost 1e-5 bits a symbol.
 _FLOOR = 16

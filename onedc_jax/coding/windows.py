@@ -14,6 +14,10 @@ import numpy as np
 from onedc_jax.coding.stream import TOKEN_PIXELS
 
 BLOCK = TOKEN_PIXELS
+"""Pixels along a block's side."""
+Y_SCALE = 4
+"""Positions of y along a block's side."""
+
 _RAMP = 32  # pixels on either side of where two windows meet, over which one fades into the other
 
 SHAPES = ((8, 8), (8, 12), (12, 8), (16, 16))
