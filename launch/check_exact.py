@@ -1,8 +1,8 @@
 """Asks this device for the digests of the integer path: python launch/check_exact.py
 
-Exit code 0 if all are as they must be on every device, 1 if any differs. docs/exactness.md says
-what they mean. With --model, prints the digest of a model's own integers as well, to compare
-between machines.
+Exit code 0 if all are as they must be on every device, 1 if any differs, 2 if there is no such
+device or model. docs/exactness.md says what they mean. With --model, prints the digest of a model's
+own integers as well, to compare between machines.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from onedc_jax.models import integer
 
 
 def main(cases: list[str], model: str | None) -> int:
-    device = jax.devices()[0]
+    device = _device()
+    entropy = _integers(model) if model else None
     print(f"{device.platform} ({device.device_kind}), jax {jax.__version__}")
     if flags := os.environ.get("XLA_FLAGS"):
         print(f"XLA_FLAGS={flags}")
@@ -28,18 +29,29 @@ def main(cases: list[str], model: str | None) -> int:
         found = proof.digest(run(*jax.device_put(proof.case(name))))
         differ += found != expected
         print(f"{name:8} {found} {'OK' if found == expected else f'DIFFERENT from {expected}'}")
-    if model:
-        _, params = checkpoint.load_model(checkpoint.resolve(model))
-        if "entropy" not in params:
-            raise OneDCError(f"{model}: has no integers; onedc quantize makes them")
-        segments = jax.device_put(integer.segments(params["entropy"]))
+    if entropy:
+        segments = jax.device_put(integer.segments(entropy))
         channels = segments[0]["prior"]["reduction"]["bias"].size
         inputs = jax.device_put(proof.inputs(channels, 1, 2, 3))
-        for i, entropy in enumerate(segments):
+        for i, segment in enumerate(segments):
             rate = integer.RATES * (2 * i + 1) // (2 * len(segments))  # the middle of it
-            found = run(entropy, *inputs, rate=rate)
+            found = run(segment, *inputs, rate=rate)
             print(f"{proof.digest(found)} {model}, segment {i + 1} of {len(segments)}")
     return int(differ > 0)
+
+
+def _device() -> jax.Device:
+    try:
+        return jax.devices()[0]
+    except (AssertionError, RuntimeError) as error:  # jax has both for a platform that is not there
+        raise OneDCError(f"{jax.config.jax_platforms}: no such device here") from error
+
+
+def _integers(model: str):
+    _, params = checkpoint.load_model(checkpoint.resolve(model))
+    if "entropy" not in params:
+        raise OneDCError(f"{model}: has no integers; onedc quantize makes them")
+    return params["entropy"]
 
 
 if __name__ == "__main__":
@@ -55,4 +67,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(arguments.cases or choices, arguments.model))
     except OneDCError as error:
-        sys.exit(f"check_exact: {error}")
+        print(f"check_exact: {error}", file=sys.stderr)
+        sys.exit(2)

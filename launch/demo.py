@@ -3,6 +3,7 @@
 Writes, for each, the compressed file, the restored image and a picture with the original beside it.
 """
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 import onedc_jax
 from onedc_jax import folders, images
 from onedc_jax.compilation import enable_compilation_cache
+from onedc_jax.errors import OneDCError
 
 ROOT = Path(__file__).resolve().parent.parent
 CAPTION = 32  # pixels below the pictures
@@ -36,6 +38,9 @@ def timed(function, *arguments):
 
 
 def main(folder: Path, out: Path) -> None:
+    files = folders.find(folder, images.READ_SUFFIXES)
+    if not files:
+        raise OneDCError(f"{folder}: no image in it")
     enable_compilation_cache()
     print("loading the embedded model; the first photo of a size includes compiling ...")
     codec = onedc_jax.load("tiny")
@@ -60,11 +65,17 @@ def main(folder: Path, out: Path) -> None:
         sheet = side_by_side(image, restored, captions)
         images.write(target.with_name(f"{target.stem}_both.png"), sheet, overwrite=True)
 
-    files = folders.find(folder, images.READ_SUFFIXES)
     targets = folders.targets(files, folder, out, ".onedc")
     folders.for_each(zip(files, targets, strict=True), show, print)
     print(f"\nSide by side, original and restored: {out}/*_both.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "examples", ROOT / "demo")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    folder = ROOT / "examples"
+    parser.add_argument("folder", type=Path, nargs="?", default=folder, help="default: %(default)s")
+    try:
+        main(parser.parse_args().folder, ROOT / "demo")
+    except (OneDCError, OSError) as error:
+        print(f"demo: {folders.explain(error)}", file=sys.stderr)
+        sys.exit(2)

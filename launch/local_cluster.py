@@ -11,6 +11,7 @@ fail. SIGTERM and Ctrl-C reach all of them.
 import argparse
 import contextlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -28,6 +29,8 @@ def main() -> int:
     parser.add_argument("--devices", type=int, default=4, help="CPU devices of each process")
     parser.add_argument("command", nargs="+", help="what each process runs, after --")
     arguments = parser.parse_args()
+    if not shutil.which(arguments.command[0]):
+        parser.exit(2, f"local_cluster: {arguments.command[0]}: no such command\n")
     flags = os.environ.get("XLA_FLAGS", "")
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",

@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from onedc_jax.compilation import enable_compilation_cache
 from onedc_jax.data import make_views
 from onedc_jax.errors import OneDCError
+from onedc_jax.folders import explain
 from onedc_jax.sharding import make_mesh
 from onedc_jax.training.loop import make_stage, shown
 from onedc_jax.training.programs import Programs, flops
@@ -44,9 +45,8 @@ def main(argv: list[str]) -> None:
     enable_compilation_cache()
     try:
         plan(_CONFIG.value)
-    except OneDCError as error:
-        print(f"plan: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (OneDCError, OSError) as error:
+        sys.exit(_fail(explain(error)))
 
 
 def plan(config) -> None:
@@ -91,5 +91,20 @@ def _bytes(tree, shardings) -> int:
     return sum(int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize for x, s in pairs)
 
 
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except AttributeError as error:  # the recipe is locked
+        sys.exit(_fail(f"the recipe has no key {error}".replace('"', "")))
+    except (flags.Error, OSError, ValueError) as error:  # a recipe's own words come last
+        line = str(error).strip().splitlines()[-1].strip()
+        sys.exit(_fail(line.removeprefix("ValueError: ")))
+
+
+def _fail(error: str) -> int:
+    print(f"plan: {error}", file=sys.stderr)
+    return 2
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse)

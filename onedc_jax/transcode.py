@@ -7,7 +7,7 @@ from pathlib import Path
 
 from onedc_jax import images
 from onedc_jax.coding import stream
-from onedc_jax.errors import OneDCError, StreamError
+from onedc_jax.errors import ImageError, OneDCError, StreamError
 
 STREAM_SUFFIX = ".onedc"
 
@@ -25,7 +25,7 @@ class Done:
     seconds: float
     notes: tuple[str, ...] = ()
     quality: float | None = None  # 0 to 100, of models with a knob
-    alone: bool = False  # whether there is no y
+    steps: int = stream.STEPS  # up to the last one of y that has bytes
 
     @property
     def bpp(self) -> float:
@@ -35,7 +35,10 @@ class Done:
     def __str__(self) -> str:
         size = f"{self.width}x{self.height}  {self.size:,} bytes"
         quality = "" if self.quality is None else f"  quality {self.quality:.0f}"
-        quality = "  tokens alone" if self.alone else quality
+        if not self.steps:
+            quality = "  tokens alone"
+        elif self.steps < stream.STEPS:
+            quality += f"  detail in {self.steps} of {stream.STEPS} steps"
         return f"{size}  {self.bpp:.3f} bpp{quality}  {self.seconds:.2f} s"
 
 
@@ -67,7 +70,10 @@ def encode(
     image, notes = images.read(file)
     codec = load()
     start = time.perf_counter()
-    data = coded(codec, image)
+    try:
+        data = coded(codec, image)
+    except ImageError as error:  # of a size that it cannot have
+        raise ImageError(f"{file}: {error}") from error
     seconds = time.perf_counter() - start
     images.atomic_write(target, data, overwrite)
     return _done(image, stream.inspect(data), seconds, tuple(notes))
@@ -101,7 +107,8 @@ def decode(
 def _done(image, info: stream.Info, seconds: float, notes: tuple[str, ...]) -> Done:
     height, width, _ = image.shape
     size, quality = info.file_bytes, info.header.quality
-    return Done(width, height, size, seconds, notes, quality, alone=not info.y_bytes)
+    steps = sum(any(info.step_bytes[k : info.steps]) for k in range(stream.STEPS))
+    return Done(width, height, size, seconds, notes, quality, steps)
 
 
 def _loss(info: stream.Info) -> str:
@@ -119,9 +126,13 @@ def read_stream(file: Path) -> tuple[bytes, stream.Info]:
 
     A file that is cut behind its tokens passes: see `Info.cut`.
     """
-    if file.stat().st_size > _MAX_STREAM_BYTES:
+    size = file.stat().st_size
+    if size <= _MAX_STREAM_BYTES:
+        with file.open("rb") as opened:  # a device or a pipe does not tell its size
+            data = opened.read(_MAX_STREAM_BYTES + 1)
+        size = len(data)
+    if size > _MAX_STREAM_BYTES:
         raise StreamError(f"{file}: too large to be a compressed image")
-    data = file.read_bytes()
     try:
         return data, stream.inspect(data)
     except StreamError as error:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -115,6 +117,13 @@ def test_an_output_that_cannot_be_is_refused(capsys, photo, compressed):
         (("encode", photo, photo, "--overwrite"), "is the input itself"),
         (("decode", compressed, folder / "a.xyz"), "cannot write .xyz images"),
         (("encode", folder, photo), "photo.png: is a file"),
+        (("encode", photo, f"{folder}/new/"), "new/: no such folder"),
+        (("decode", compressed, f"{folder}/new/."), "new/.: no such folder"),
+        (("encode", photo, "-"), "OUTPUT '-': the name of a file"),
+        # argparse itself takes no OUTPUT here
+        (("encode", photo, "--quality", 80, folder / "a.png"), "name it a.onedc"),
+        (("decode", compressed, "--overwrite", folder / "a.xyz"), "cannot write .xyz images"),
+        (("decode", compressed, "--overwrite", ""), "OUTPUT '': the name of a file"),
     ):
         assert message in fails(capsys, *arguments)
     assert sorted(folder.iterdir()) == [compressed, photo]
@@ -181,7 +190,7 @@ def test_info_says_that_a_file_is_cut(capsys, compressed):
     whole = compressed.read_bytes()
     compressed.write_bytes(whole[:-6])
     code, out, _ = onedc(capsys, "info", compressed)
-    assert code == 0 and f"{len(whole) - 6} of {len(whole)} bytes; z and 0 steps" in out
+    assert code == 0 and f"{len(whole) - 6} of {len(whole)} bytes; z and 0 of the 4 steps" in out
     facts = json.loads(onedc(capsys, "info", compressed, "--json")[1])
     assert facts["cut"] and (facts["bytes"], facts["whole_steps"]) == (len(whole) - 6, 0)
 
@@ -210,12 +219,47 @@ def test_info_names_the_embedded_model(capsys, monkeypatch, tmp_path, compressed
 # Names and outputs
 
 
-@pytest.mark.usefixtures("no_model")
-@pytest.mark.parametrize("command", ["encode", "decode", "info"])
-def test_an_empty_name_is_not_the_current_folder(capsys, command):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["encode", ""], "argument INPUT: an empty name"),
+        (["info", ""], "argument FILE: an empty name"),
+        (["encode", "a", "--model", ""], "argument --model: an empty name"),
+        (["quantize", "", "--images", "a"], "argument MODEL: an empty name"),
+        (["export", "", "--size", "8x8", "--out", "a"], "argument MODEL: an empty name"),
+        (["decode", "-"], "the standard input is /dev/stdin"),
+        (["encode", "a", "--quality", "101"], "onedc encode: argument --quality: 101 is no number"),
+        (["encode", "a", "--overwrite", "b", "c"], "onedc encode: unrecognized arguments: b c"),
+        (["decode", "a", "--nope", "b"], "onedc decode: unrecognized arguments: --nope b"),
+    ],
+)
+def test_what_is_wrong_with_a_command_line_is_one_line(capsys, arguments, message):
     with pytest.raises(SystemExit, match="2"):
-        cli.main([command, ""])
-    assert "an empty name" in capsys.readouterr().err
+        cli.main(arguments)
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_preset_is_not_quantized_in_its_place(capsys, monkeypatch, photo):
+    monkeypatch.setattr("onedc_jax.coding.loading.load", None)
+    arguments = "quantize", "tiny", "--images", photo.parent, "--overwrite"
+    assert "name the --out" in fails(capsys, *arguments)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="there is no such device")
+def test_a_device_is_not_read_for_ever(capsys, monkeypatch):
+    monkeypatch.setattr("onedc_jax.transcode._MAX_STREAM_BYTES", 99)
+    assert "/dev/zero: too large" in fails(capsys, "info", "/dev/zero")
+
+
+def test_a_terminal_is_told_once_that_programs_are_compiled(capsys, monkeypatch):
+    codec = SimpleNamespace(replicas=lambda: [None])
+    monkeypatch.setitem(vars(onedc_jax), "load", lambda _: codec)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    cli.common.loader("any")()
+    for step in range(2):
+        jax.jit(lambda x, step=step: x + step).lower(1.0)
+    assert capsys.readouterr().err.count("onedc: compiling for this size, once (kept in /") == 1
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-"])
@@ -260,6 +304,13 @@ def test_a_file_of_tokens_alone(capsys, photo, tiny_model):
     code, out, _ = onedc(capsys, "encode", photo, "--z-only", "--model", tiny_model)
     assert code == 0 and "  tokens alone  " in out
     assert photo.with_suffix(".onedc").stat().st_size == 6 + 4 + 4
+
+
+def test_what_is_left_out_and_what_is_too_little_is_said(capsys, photo, tiny_model):
+    code, out, _ = onedc(capsys, "encode", photo, "--steps", 1, "--model", tiny_model)
+    assert code == 0 and "  detail in 1 of 4 steps  " in out
+    arguments = "encode", photo, "--overwrite", "--max-bytes", 10, "--model", tiny_model
+    assert f"onedc: {photo}: 10 bytes are too few" in onedc(capsys, *arguments)[2]
 
 
 def test_a_folder_there_and_back(capsys, tmp_path, tiny_model):

@@ -69,6 +69,15 @@ def test_a_folder_that_cannot_be_read_is_an_error_of_one_line(tmp_path, monkeypa
     assert said[0] == f"onedc: {locked}: Permission denied" and "no .png" in said[1]
 
 
+def test_what_a_name_tells_a_terminal_is_not_passed_on(tmp_path, capsys):
+    strange = tmp_path / "a\x1b[31m.png"
+    strange.touch()
+    assert main(["encode", str(tmp_path)]) == 1
+    assert main(["info", str(strange)]) == 2
+    err = capsys.readouterr().err
+    assert "\x1b" not in err and err.count(r"a\x1b[31m.png: ") == 2
+
+
 def test_a_file_in_the_place_of_a_folder_is_called_so(tmp_path):
     (tmp_path / "a").touch()
     said = []

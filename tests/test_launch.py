@@ -4,10 +4,12 @@ import os
 import runpy
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from PIL import Image
 
 from onedc_jax import folders
 from onedc_jax.checkpoint import load_model, save_model
-from onedc_jax.errors import ModelError
+from onedc_jax.errors import ModelError, OneDCError
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 POINTS = np.array([[0.0], [1.0]], np.float32)
@@ -61,10 +63,40 @@ def test_stretching_makes_a_model_and_refuses_integers(tmp_path, capsys):
 
 
 def test_a_plan_has_a_line_for_each_update(capsys):
-    script("plan")["plan"](toy.recipe(rare=2))
+    plan = script("plan")
+    plan["plan"](toy.recipe(rare=2))
     printed = capsys.readouterr().out
     assert "toy on 1 × 1 devices" in printed
     assert [line.split()[0] for line in printed.splitlines()[-2:]] == ["rare", "model"]
+    with pytest.raises(SystemExit, match="2"):
+        plan["_parse"](["plan"])
+    err = capsys.readouterr().err
+    assert err.startswith("plan: flag --config") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("check_exact", ["--model", "nothing"]),
+        ("demo", ["nothing"]),
+        ("local_cluster", ["--", "nothing"]),
+    ],
+)
+def test_what_is_not_there_is_said_at_once(capsys, monkeypatch, name, arguments):
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(LAUNCH / f"{name}.py"), run_name="__main__")
+    out, err = capsys.readouterr()
+    assert out == "" and err.lower().startswith(f"{name}: nothing: no ") and err.count("\n") == 1
+
+
+def test_a_device_that_is_not_there_is_said(monkeypatch):
+    def devices():
+        raise AssertionError  # as jax does
+
+    monkeypatch.setattr(jax, "devices", devices)
+    with pytest.raises(OneDCError, match="no such device"):
+        script("check_exact")["main"]([], None)
 
 
 def test_the_demo_shows_all_of_a_folder_but_what_is_unreadable(tmp_path, capsys):

@@ -10,7 +10,7 @@ from contextlib import suppress
 import onedc_jax
 from onedc_jax import folders
 from onedc_jax.cli import evaluation, export, files, models, quantize
-from onedc_jax.cli.common import INTERRUPTED, SOME_FAILED, USER_ERROR, say
+from onedc_jax.cli.common import INTERRUPTED, SOME_FAILED, USER_ERROR, Parser, say
 
 _EXAMPLES = """\
 examples:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     with suppress(AttributeError):  # a file's name may not be text: print it all the same
         sys.stdout.reconfigure(errors="backslashreplace")
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,8 +58,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return USER_ERROR
 
 
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What a command line says. argparse takes no OUTPUT that an option parts from INPUT."""
+    arguments, rest = _parser().parse_known_args(argv)
+    lacking = vars(arguments).get("output", rest) is None
+    if lacking and len(rest) == 1 and not rest[0].startswith("-"):
+        arguments.output = rest.pop()
+    if rest:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="onedc",
         description="Compresses photos to a few kilobytes with a neural codec, and restores them.",
         epilog=_EXAMPLES,

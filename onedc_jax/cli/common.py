@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unicodedata import category
 
 import onedc_jax
 
@@ -17,13 +18,25 @@ SOME_FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 def say(message: str) -> None:
     """One line on the error output."""
-    print(f"onedc: {message}", file=sys.stderr)
+    print(f"onedc: {shown(message)}", file=sys.stderr)
+
+
+def shown(text: str) -> str:
+    """Fit for a terminal: what a file's name may tell it to do is written as an escape."""
+    return "".join(ascii(c)[1:-1] if category(c)[0] == "C" else c for c in text)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line."""
+
+    def error(self, message: str):
+        self.exit(USER_ERROR, f"{self.prog}: {shown(message)} ({self.prog} --help tells more)\n")
 
 
 def command(
     commands, name: str, run: Callable, help: str, description: str, epilog: str
 ) -> argparse.ArgumentParser:
-    """Adds a subcommand; `run(arguments)` returns the exit code."""
+    """Adds a subcommand; `run(arguments)` returns the exit code, `parser` is its parser."""
     child = commands.add_parser(
         name,
         help=help,
@@ -31,7 +44,7 @@ def command(
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    child.set_defaults(run=run)
+    child.set_defaults(run=run, parser=child)
     return child
 
 
@@ -43,11 +56,16 @@ def count(text: str, least: int = 1) -> int:
     return int(text)
 
 
-def path(text: str) -> Path:
-    """A type of arguments: a path. An empty one would be the current folder."""
+def name(text: str) -> str:
+    """A type of arguments: a name or path as it is. An empty one would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("an empty name (of a variable that is not set?)")
-    return Path(text)
+    return text
+
+
+def path(text: str) -> Path:
+    """A type of arguments: a path, likewise."""
+    return Path(name(text))
 
 
 def quiet() -> None:
@@ -70,8 +88,11 @@ def loader(model: str, prepared: Callable = lambda codec: codec) -> Callable:
         from onedc_jax.compilation import enable_compilation_cache
 
         quiet()
-        enable_compilation_cache()
-        return prepared(onedc_jax.load(model)).replicas()
+        folder = enable_compilation_cache()
+        codecs = prepared(onedc_jax.load(model)).replicas()
+        if sys.stderr.isatty():
+            _tell_of_compiling(folder)
+        return codecs
 
     def load():
         if not hasattr(mine, "codec"):
@@ -81,3 +102,19 @@ def loader(model: str, prepared: Callable = lambda codec: codec) -> Callable:
         return mine.codec
 
     return load
+
+
+def _tell_of_compiling(folder: Path | None) -> None:
+    """Says once, when a program has been traced, why nothing more is seen for a while."""
+    from jax import monitoring
+    from tqdm import tqdm
+
+    often = f"once (kept in {folder})" if folder else "at each run (no folder keeps it)"
+    lines = iter([f"onedc: compiling for this size, {shown(often)}"])
+
+    def listen(event: str, *_, **__) -> None:
+        if event.endswith("jaxpr_trace_duration"):
+            for line in lines:
+                tqdm.write(line, file=sys.stderr)
+
+    monitoring.register_event_duration_secs_listener(listen)

@@ -12,7 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from onedc_jax import folders
-from onedc_jax.cli.common import SOME_FAILED, USER_ERROR, command, count, loader, path, say
+from onedc_jax.cli.common import (
+    SOME_FAILED,
+    USER_ERROR,
+    command,
+    count,
+    loader,
+    name,
+    path,
+    say,
+    shown,
+)
 from onedc_jax.errors import OneDCError
 
 _PRESETS = Path(__file__).parent.parent / "presets"
@@ -20,7 +30,8 @@ _PRESETS = Path(__file__).parent.parent / "presets"
 _INEXACT = "computes in floating point, for one kind of machine (onedc quantize makes it exact)"
 
 _ENCODE = """\
-Compresses an image (PNG, JPEG, WebP, TIFF, BMP, GIF), or every image in a folder and below.
+Compresses an image (PNG, JPEG, WebP, TIFF, BMP, GIF), or every image in a folder and below,
+but hidden ones.
 
 Photos are turned upright as their camera says; transparency is put on white; of an animation the
 first frame is taken. Decoding needs the same model."""
@@ -42,9 +53,9 @@ examples:
   onedc encode photo.jpg --z-only        the smallest file: what is in the picture, but only
                                          roughly where; --steps 1, 2, 3 are in between"""
 
-_DECODE = (
-    "Restores an image from a compressed file, or from every .onedc file in a folder and below."
-)
+_DECODE = """\
+Restores an image from a compressed file, or from every .onedc file in a folder and below, but
+hidden ones."""
 
 _DECODE_EXAMPLES = """\
 examples:
@@ -64,22 +75,22 @@ def add(commands) -> None:
     """Adds the subcommands."""
 
     def transcode(
-        name: str, run: Callable, help: str, description: str, epilog: str
+        verb: str, run: Callable, help: str, description: str, epilog: str
     ) -> argparse.ArgumentParser:
-        child = command(commands, name, run, help, description, epilog)
-        child.add_argument("input", type=path, metavar="INPUT", help="a file, or a folder")
+        child = command(commands, verb, run, help, description, epilog)
+        child.add_argument("input", type=_source, metavar="INPUT", help="a file, or a folder")
         child.add_argument(
             "output",
-            type=path,
             nargs="?",
             metavar="OUTPUT",
             help="a file (for a folder: a folder, made as needed); by default beside the input",
         )
         child.add_argument(
             "--model",
+            type=name,
             default="tiny",
             metavar="NAME_OR_PATH",
-            help="an embedded preset or a model folder (default: %(default)s)",
+            help="a preset, model folder or training run (default: %(default)s)",
         )
         child.add_argument("--overwrite", action="store_true", help="replace files that exist")
         return child
@@ -138,7 +149,7 @@ def add(commands) -> None:
     child = command(
         commands, "info", _info, help, "Says " + help + ", without a model.", _INFO_EXAMPLES
     )
-    child.add_argument("files", type=path, nargs="+", metavar="FILE", help="a .onedc file")
+    child.add_argument("files", type=_source, nargs="+", metavar="FILE", help="a .onedc file")
     child.add_argument("--json", action="store_true", help="one JSON object a line")
 
 
@@ -180,6 +191,13 @@ def _coded(arguments: argparse.Namespace) -> Callable:
     return lambda codec, image: codec.encode(image, arguments.steps, arguments.quality)
 
 
+def _source(text: str) -> Path:
+    """A type of arguments: a file or folder to read."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("- is no file; the standard input is /dev/stdin")
+    return path(text)
+
+
 def _number(low: float, high: float) -> Callable[[str], float]:
     """A type of arguments: a number from `low` to `high`."""
 
@@ -212,7 +230,10 @@ def _transcode(
 ) -> int:
     """`stop` is set where a folder is left early."""
     direction = replace(direction, work=functools.partial(direction.work, **options))
-    source, target = arguments.input, arguments.output
+    source, output = arguments.input, arguments.output
+    if output in ("", "-"):
+        raise OneDCError(f"OUTPUT {output!r}: the name of a file or folder is needed")
+    target = output and Path(output)
     if source.is_dir():
         target = target or source
         return _transcode_folder(direction, source, target, load, arguments.overwrite, stop)
@@ -223,6 +244,8 @@ def _transcode(
     target = target or beside
     if target.is_dir():
         target = target / beside.name
+    elif output and os.path.basename(output) in ("", "."):
+        raise OneDCError(f"{output}: no such folder")
     if not target.parent.is_dir():
         raise OneDCError(f"{target.parent}: no such folder")
     if target.exists() and target.samefile(source):
@@ -230,7 +253,7 @@ def _transcode(
     done = direction.work(load, source, target, arguments.overwrite)
     for note in done.notes:
         say(f"{source}: {note}")
-    print(f"{source} -> {target}  {done}")
+    print(shown(f"{source} -> {target}  {done}"))
     return 0
 
 
@@ -258,7 +281,7 @@ def _transcode_folder(
     with tqdm(total=len(files), unit="file", disable=None) as bar:
 
         def beside(message: str) -> None:
-            bar.write(f"onedc: {message}", file=sys.stderr)
+            bar.write(f"onedc: {shown(message)}", file=sys.stderr)
 
         def work(file: Path, place: Path):
             try:
@@ -338,10 +361,12 @@ def _as_text(facts: dict) -> str:
         rows["y"] += f"  (steps {steps})"
     if facts["cut"]:
         rows["cut"] = (
-            f"{facts['bytes']:,} of {facts['whole_bytes']:,} bytes; z and "
-            f"{facts['whole_steps']} steps of y are there"
+            f"{facts['bytes']:,} of {facts['whole_bytes']:,} bytes; z and {facts['whole_steps']} "
+            f"of the {len(facts['step_bytes'])} steps of y are there"
         )
-    return "\n".join([facts["file"], *(f"  {name:<11} {value}" for name, value in rows.items())])
+    return "\n".join(
+        [shown(facts["file"]), *(f"  {name:<11} {value}" for name, value in rows.items())]
+    )
 
 
 def _preset_of(fingerprint: int) -> str | None:

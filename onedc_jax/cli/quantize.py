@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from onedc_jax import folders
-from onedc_jax.cli.common import SOME_FAILED, command, count, path, quiet
+from onedc_jax.cli.common import SOME_FAILED, command, count, name, path, quiet, shown
 from onedc_jax.errors import OneDCError
 
 _SIDE = 512  # of the crops that are looked at: one size, one program
@@ -29,7 +29,8 @@ def add(commands) -> None:
     """Adds the subcommand."""
     help = "streams that decode on every device"
     child = command(commands, "quantize", _quantize, help, _QUANTIZE, _EXAMPLES)
-    child.add_argument("model", metavar="MODEL", help="a model folder, training run or preset")
+    help = "a model folder, training run or preset"
+    child.add_argument("model", type=name, metavar="MODEL", help=help)
     child.add_argument(
         "--images", type=path, required=True, metavar="DIR", help="a folder of photos"
     )
@@ -59,6 +60,8 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from onedc_jax.compilation import enable_compilation_cache
     from onedc_jax.quantization import Calibration
 
+    if not arguments.out and arguments.model in checkpoint.presets():
+        raise OneDCError(f"{arguments.model}: a preset stays as it is; name the --out to make")
     source = checkpoint.resolve(arguments.model)
     out = arguments.out or source
     if arguments.out:
@@ -82,7 +85,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
             calibration.add(z_indices[None], y[None])
             latents.append((y, z_indices))
 
-        say = lambda message: bar.write(f"onedc: {message}", file=sys.stderr)
+        say = lambda message: bar.write(f"onedc: {shown(message)}", file=sys.stderr)
         _, failed = folders.for_each(((file, file) for file in files), look, say)
         if not latents:
             raise OneDCError(f"{arguments.images}: none of its images could be read")
