@@ -63,17 +63,18 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
             mse=0.01,
             head=dict(width=768, pairs=3, heads=12, window=16),
         ),
-        lpips=dict(net="vgg", pool="avg", dtype="bfloat16"),
-        ema=0.0,  # 0: no average of the weights is kept
-        lr=5e-5,
-        schedule="constant",
-        final_lr=1.0,
+        # `shift`: of images less so many pixels a side, cut anywhere, as strides miss some grids.
+        lpips=dict(net="vgg", pool="avg", dtype="bfloat16", shift=0),
+        ema=0.0,  # decay of the weights' moving average, which is kept; 0: there is none
+        lr=5e-5,  # learning rate
+        schedule="constant",  # or "cosine", over all steps
+        final_lr=1.0,  # where a cosine ends, as a share of `lr` (and of `muon`)
         warmup=500,  # steps
         muon=0.0,  # learning rate of kernels, by Muon, with `lr` for the rest; 0: AdamW for all
         weight_decay=0.01,
-        b2=0.999,
+        b2=0.999,  # how much AdamW keeps of its squares from a step to the next
         clip=5.0,  # global norm of the gradient
-        mesh=dict(data=-1, fsdp=1),
+        mesh=dict(data=-1, fsdp=1),  # devices along both; -1: all that are left
         data=dict(
             root="data/train",
             validation="data/val",
@@ -88,21 +89,21 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
             ),
             crop=512,  # pixels; of validation, and of training where there are no views
             scale=(1.0, 1.0),  # crops come from images reduced by this much
-            crops_per_image=1,
-            threads=8,
-            workers=0,
-            cache_gib=0.0,
+            crops_per_image=1,  # side by side in a batch, of an image that is read once for all
+            threads=8,  # that read images in each process, or in each worker
+            workers=0,  # processes that read them; 0: the training's own
+            cache_gib=0.0,  # memory for images as they are read, so that none is read twice
             captions="",  # this stage reads none
         ),
         log_every=50,
         checkpoint_every=5_000,
         keep_last=2,  # checkpoints; and the best one by `best`, a metric of the validation images
         best="lpips",  # lower is better; "-psnr" where higher is; "" keeps the last ones only
-        validation_batches=4,
+        validation_batches=4,  # that are measured at each checkpoint
         # Images that each checkpoint codes to bytes and back, as `onedc eval` does: coded_bpp, …
         coded=dict(images="", limit=8, metrics=("psnr", "lpips_alex")),
-        tensorboard=False,
-        panel_images=4,  # 0: none are drawn
+        tensorboard=False,  # whether metrics and panels are written for it too
+        panel_images=4,  # of validation, drawn at each checkpoint; 0: none
     )
     if size == "tiny":
         c.steps = 6_800
@@ -163,7 +164,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         # For crops of 128 pixels, which are 4×4 of the teacher's tokens; 8 is for 256 pixels.
         c.distillation.head = dict(width=128, pairs=1, heads=4, window=4)
         c.dtype = c.texture.dtype = "float32"
-        c.lpips = dict(net="alex", pool="max")
+        c.lpips = dict(net="alex", pool="max", shift=8)
         # LPIPS alone is content with its own textures, dots of colour among them, nor does it mind
         # a shift of colour that an eye sees at once.
         c.l1, c.coarse, c.chroma, c.perceptual = 1.0, 10.0, 5.0, 2.5

@@ -46,38 +46,39 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         adversarial=1e-3,  # weight of the classifier in the generator's loss
         pixel=0.625,  # weight of L1 + LPIPS
         realism_weight=1e-2,  # of the classifier's own loss beside the fake score's
-        lpips=dict(net="vgg", pool="avg", dtype="bfloat16"),
+        # `shift`: of images less so many pixels a side, cut anywhere, as strides miss some grids.
+        lpips=dict(net="vgg", pool="avg", dtype="bfloat16", shift=0),
         ema=0.0,  # decay of the generator's moving average; 0: there is none
         lr=1e-6,  # of both players, who count their own updates
-        schedule="constant",
-        final_lr=1.0,
+        schedule="constant",  # or "cosine", over all updates
+        final_lr=1.0,  # where a cosine ends, as a share of `lr` (and of `muon`)
         warmup=500,  # updates
         muon=0.0,  # learning rate of kernels, by Muon, with `lr` for the rest; 0: AdamW for all
         weight_decay=0.01,
-        b2=0.999,
+        b2=0.999,  # how much AdamW keeps of its squares from a step to the next
         clip=5.0,  # global norm of the gradient
-        mesh=dict(data=-1, fsdp=1),
+        mesh=dict(data=-1, fsdp=1),  # devices along both; -1: all that are left
         data=dict(
             root="data/train",
             validation="data/val",
             keep=dict(),  # pattern of file names -> how often each counts
             crop=512,  # pixels; the classifier needs 64 · 2^(levels of the diffusion model - 1)
             scale=(0.5, 1.0),  # crops come from images reduced by this much
-            crops_per_image=1,
-            threads=8,
-            workers=0,
-            cache_gib=0.0,
+            crops_per_image=1,  # side by side in a batch, of an image that is read once for all
+            threads=8,  # that read images in each process, or in each worker
+            workers=0,  # processes that read them; 0: the training's own
+            cache_gib=0.0,  # memory for images as they are read, so that none is read twice
             captions="",  # folder of the tokenizer that reads them (vocab.json, merges.txt)
         ),
         log_every=50,
         checkpoint_every=5_000,
         keep_last=2,  # checkpoints; and the best one by `best`, a metric of the validation images
         best="lpips",  # lower is better; "-psnr" where higher is; "" keeps the last ones only
-        validation_batches=4,
+        validation_batches=4,  # that are measured at each checkpoint
         # Images that each checkpoint codes to bytes and back, as `onedc eval` does: coded_bpp, …
         coded=dict(images="", limit=8, metrics=("psnr", "lpips_alex")),
-        tensorboard=False,
-        panel_images=4,
+        tensorboard=False,  # whether metrics and panels are written for it too
+        panel_images=4,  # of validation, drawn at each checkpoint; 0: none
     )
     if size == "tiny":
         c.steps = 1_000
@@ -88,7 +89,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         c.realism = dict(width=64, norm_groups=8)
         c.dtype = c.frozen_dtype = "float32"
         c.generator_every = 5
-        c.lpips = dict(net="alex", pool="max")
+        c.lpips = dict(net="alex", pool="max", shift=8)
         c.lr, c.schedule, c.final_lr, c.warmup, c.clip = 5e-5, "cosine", 0.1, 20, 1.0
         c.ema = 0.99
         c.data.threads, c.data.cache_gib = 1, 6.0

@@ -33,35 +33,35 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         # Folders to start from: the VAE is needed; without the others they begin at random, and
         # with `reshaped` what is narrower there is widened.
         init=dict(vae="", unet="", text="", reshaped=False),
-        ema=0.9999,
-        lr=1e-4,
-        schedule="constant",
-        final_lr=1.0,
+        ema=0.9999,  # decay of the weights' moving average, which is kept; 0: there is none
+        lr=1e-4,  # learning rate
+        schedule="constant",  # or "cosine", over all steps
+        final_lr=1.0,  # where a cosine ends, as a share of `lr` (and of `muon`)
         warmup=10_000,  # steps
         muon=0.0,  # learning rate of kernels, by Muon, with `lr` for the rest; 0: AdamW for all
         weight_decay=0.01,
-        b2=0.999,
+        b2=0.999,  # how much AdamW keeps of its squares from a step to the next
         clip=1.0,  # global norm of the gradient
-        mesh=dict(data=-1, fsdp=1),
+        mesh=dict(data=-1, fsdp=1),  # devices along both; -1: all that are left
         data=dict(
             root="data/train",
             validation="data/val",
             keep=dict(),  # pattern of file names -> how often each counts
             crop=512,  # pixels
             scale=(0.5, 1.0),  # crops come from images reduced by this much
-            crops_per_image=1,
-            threads=8,
-            workers=0,
-            cache_gib=0.0,
+            crops_per_image=1,  # side by side in a batch, of an image that is read once for all
+            threads=8,  # that read images in each process, or in each worker
+            workers=0,  # processes that read them; 0: the training's own
+            cache_gib=0.0,  # memory for images as they are read, so that none is read twice
             captions="",  # folder of the tokenizer that reads them (vocab.json, merges.txt)
         ),
         log_every=50,
         checkpoint_every=5_000,
         keep_last=2,  # checkpoints; and the best one by `best`, a metric of the validation images
         best="loss",
-        validation_batches=4,
-        tensorboard=False,
-        panel_images=4,
+        validation_batches=4,  # that are measured at each checkpoint
+        tensorboard=False,  # whether metrics and panels are written for it too
+        panel_images=4,  # of validation, drawn at each checkpoint; 0: none
     )
     if size == "tiny":
         c.steps = 1_000

@@ -21,38 +21,39 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
         model=dict(vae=dict()),  # what is left out has the released size
         dtype="bfloat16",  # of convolutions and products; weights are float32
         remat="",  # what is recomputed in the backward pass, for less memory: docs/training.md
-        l1=1.0,
-        kl=1e-6,
-        lpips=dict(net="vgg", pool="avg", dtype="bfloat16"),
-        ema=0.999,
-        lr=1e-4,
-        schedule="constant",
-        final_lr=1.0,
+        l1=1.0,  # weight; that of LPIPS is 1
+        kl=1e-6,  # weight of the latents' divergence from the unit Gaussian
+        # `shift`: of images less so many pixels a side, cut anywhere, as strides miss some grids.
+        lpips=dict(net="vgg", pool="avg", dtype="bfloat16", shift=8),
+        ema=0.999,  # decay of the weights' moving average, which is kept; 0: there is none
+        lr=1e-4,  # learning rate
+        schedule="constant",  # or "cosine", over all steps
+        final_lr=1.0,  # where a cosine ends, as a share of `lr` (and of `muon`)
         warmup=500,  # steps
         muon=0.0,  # learning rate of kernels, by Muon, with `lr` for the rest; 0: AdamW for all
         weight_decay=0.01,
-        b2=0.999,
+        b2=0.999,  # how much AdamW keeps of its squares from a step to the next
         clip=1.0,  # global norm of the gradient
-        mesh=dict(data=-1, fsdp=1),
+        mesh=dict(data=-1, fsdp=1),  # devices along both; -1: all that are left
         data=dict(
             root="data/train",
             validation="data/val",
             keep=dict(),  # pattern of file names -> how often each counts
             crop=256,  # pixels
             scale=(0.5, 1.0),  # crops come from images reduced by this much
-            crops_per_image=1,
-            threads=8,
-            workers=0,
-            cache_gib=0.0,
+            crops_per_image=1,  # side by side in a batch, of an image that is read once for all
+            threads=8,  # that read images in each process, or in each worker
+            workers=0,  # processes that read them; 0: the training's own
+            cache_gib=0.0,  # memory for images as they are read, so that none is read twice
             captions="",  # this stage reads none
         ),
         log_every=50,
         checkpoint_every=5_000,
         keep_last=2,  # checkpoints; and the best one by `best`, a metric of the validation images
         best="lpips",  # lower is better; "-psnr" where higher is; "" keeps the last ones only
-        validation_batches=4,
-        tensorboard=False,
-        panel_images=8,
+        validation_batches=4,  # that are measured at each checkpoint
+        tensorboard=False,  # whether metrics and panels are written for it too
+        panel_images=8,  # of validation, drawn at each checkpoint; 0: none
     )
     if size == "tiny":
         c.steps = 400
@@ -68,7 +69,7 @@ def get_config(size: str = "full") -> config_dict.ConfigDict:
             norm_groups=0,  # no norms: see layers.GroupNorm
         )
         c.dtype = "float32"
-        c.lpips = dict(net="alex", pool="max")
+        c.lpips = dict(net="alex", pool="max", shift=8)
         c.l1 = 2.0
         c.ema = 0.99
         c.lr, c.schedule, c.final_lr, c.warmup = 1.5e-3, "cosine", 0.05, 50

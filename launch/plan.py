@@ -22,7 +22,7 @@ from onedc_jax.data import make_views
 from onedc_jax.errors import OneDCError
 from onedc_jax.folders import explain
 from onedc_jax.sharding import make_mesh
-from onedc_jax.training.loop import make_stage, shown
+from onedc_jax.training.loop import make_stage, view_options
 from onedc_jax.training.programs import Programs, flops
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Recipe, e.g. configs/stage1.py.")
@@ -66,7 +66,7 @@ def plan(config) -> None:
         "  update      batch                 TFLOP a device    working GiB    in all GiB  compiled"
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
-    for view in make_views(**shown(config)):
+    for view in make_views(**view_options(config)):
         count = round(config.batch_size * view.batch)
         shape = (count, view.size, view.size, 3)
         batch = dict(image=jax.ShapeDtypeStruct(shape, np.uint8))

@@ -7,6 +7,7 @@ Started by SLURM or on every host of a TPU slice, it finds the other processes b
 name them: --coordinator=HOST:PORT --processes=N --process=I
 """
 
+import re
 import sys
 
 from absl import app, flags, logging
@@ -45,11 +46,15 @@ def main(argv: list[str]) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        _ = _CONFIG.value.stage  # where there is no recipe, it fails here
+        return rest
     except AttributeError as error:  # the recipe is locked
         sys.exit(_fail(f"the recipe has no key {error}".replace('"', "")))
     except (flags.Error, OSError, ValueError) as error:  # a recipe's own words come last
         line = str(error).strip().splitlines()[-1].strip()
+        if missing := re.search("No such file or directory: '(.*)'", line):
+            line = f"{missing[1]}: no such recipe, e.g. configs/stage1.py:tiny"
         sys.exit(_fail(line.removeprefix("ValueError: ")))
 
 

@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 # Looked up when first asked for, so that importing the package does not import jax.
 _HOMES = {
     "load": "onedc_jax.coding.loading",
+    "enable_compilation_cache": "onedc_jax.compilation",
     "OneDCError": "onedc_jax.errors",
     "StreamError": "onedc_jax.errors",
     "ModelError": "onedc_jax.errors",

@@ -178,6 +178,7 @@ def test_weights_of_other_widths_are_refused(tmp_path, vae_run):
     [
         ("--config.data.root=no/such/folder", "train: no/such/folder"),
         ("--config.learning_rate=1", "train: the recipe has no key"),
+        ("--config=nope.py:tiny", "train: nope.py: no such recipe"),
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, option, words):
@@ -313,6 +314,7 @@ def test_motif_is_what_all_cells_of_an_image_share():
 
 def test_shifted_cuts_all_images_at_one_place():
     a = jnp.arange(2 * 24 * 24 * 3.0).reshape(2, 24, 24, 3)
-    x, y = losses.shifted(jax.random.key(0), a, 2 * a)
+    x, y = losses.shifted(jax.random.key(0), a, 2 * a, reach=8)
     assert x.shape == (2, 16, 16, 3)
     np.testing.assert_array_equal(2 * x, y)
+    np.testing.assert_array_equal(losses.shifted(jax.random.key(0), a, reach=0)[0], a)

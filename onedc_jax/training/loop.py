@@ -25,7 +25,7 @@ from onedc_jax.log import JsonLines, TensorBoard, save_panel
 from onedc_jax.models.pixels import to_uint8
 from onedc_jax.sharding import batch_sharding, make_mesh, replicated
 from onedc_jax.training import autoencoder, saving, stage1, stage2, teacher, tokenizer
-from onedc_jax.training.numbers import check_numbers
+from onedc_jax.training.checks import check_numbers
 from onedc_jax.training.programs import Meter, Programs, place
 from onedc_jax.training.state import Stage
 
@@ -89,7 +89,7 @@ def train(config, workdir: str | Path) -> None:
         frozen = jax.device_put(frozen, programs.frozen_shardings)
         start = int(state.step)
         progress.update(start)
-        options = dict(start=start, workers=config.data.workers) | shown(config)
+        options = dict(start=start, workers=config.data.workers) | view_options(config)
         stream = _batches(config, data, config.batch_size, **options)
         with closing(_Run(config, workdir, stage, programs, progress, start)) as run:
             for step in range(start, config.steps):
@@ -127,7 +127,7 @@ class _Run:
         self._board = TensorBoard(workdir / "tensorboard") if config.tensorboard else None
         self._pending = []  # (step, name of the update, its metrics), still on the device
         self._good = True  # whether all numbers were finite until now, on the device too
-        self._shown = {}  # the last known metrics, beside the progress bar
+        self._postfix = {}  # the last known metrics, beside the progress bar
 
     def step(self, step: int, state, frozen, batch: dict):
         """Runs the updates that are due and returns the new state."""
@@ -171,20 +171,20 @@ class _Run:
         self._log.write(step=step, time=round(time.time(), 1), **values, **self._meter.read())
         if self._board:
             self._board.scalars(step, values)
-        self._shown |= {k: f"{v:.4g}" for k, v in values.items()}
-        self._progress.set_postfix(self._shown, refresh=False)
+        self._postfix |= {k: f"{v:.4g}" for k, v in values.items()}
+        self._progress.set_postfix(self._postfix, refresh=False)
 
     def report(self, step: int, measured: dict, images: dict) -> None:
         """Writes what was measured on validation images, and a panel of pictures."""
         if measured:
             self._log.write(step=step, **{f"validation_{k}": v for k, v in measured.items()})
         if images:
-            columns = [_shown(x) for _, x in _original_first(images)]
+            columns = [_pixels(x) for _, x in _original_first(images)]
             rows = list(zip(*columns, strict=True))
             save_panel(self._workdir / "panels" / f"{step:07d}.png", rows)
         if self._board:
             self._board.scalars(step, {f"validation/{k}": v for k, v in measured.items()})
-            self._board.images(step, {k: _shown(x) for k, x in images.items()})
+            self._board.images(step, {k: _pixels(x) for k, x in images.items()})
 
     def close(self) -> None:
         self._log.close()
@@ -277,7 +277,7 @@ def _check_alike(*lengths: int) -> None:
 
 def _check_batches(config, mesh, block: int) -> None:
     """Raises OneDCError where images do not divide into blocks, or a batch into its parts."""
-    views = make_views(**shown(config))
+    views = make_views(**view_options(config))
     for size in (config.data.crop, *(view.size for view in views)):
         if size % block:
             raise OneDCError(f"crops of {size} pixels: must be multiples of {block} here")
@@ -312,7 +312,7 @@ def _plain(config) -> dict:
     return dict(crop=config.data.crop, scale=tuple(config.data.scale), flip=False)
 
 
-def shown(config) -> dict:
+def view_options(config) -> dict:
     """What is shown of a training image."""
     keys = ("crop", "scale", "crops_per_image", "views", "source_crop")
     return {key: config.data[key] for key in keys if key in config.data}
@@ -322,5 +322,5 @@ def _original_first(images: dict) -> list:
     return sorted(images.items(), key=lambda item: item[0] != "original")
 
 
-def _shown(images) -> np.ndarray:
+def _pixels(images) -> np.ndarray:
     return np.asarray(to_uint8(jnp.clip(images, -1, 1)))

@@ -62,7 +62,7 @@ def origins(key: Array, count: int) -> Array:
     return jax.random.randint(key, (count, 2), 0, 1 << 30)
 
 
-def shifted(key: Array, *images: Array, reach: int = 8) -> list[Array]:
+def shifted(key: Array, *images: Array, reach: int) -> list[Array]:
     """The images less `reach` pixels a side, all cut at one random offset.
 
     A perceptual network with strides does not see every pattern at every position: without this, a
@@ -74,9 +74,12 @@ def shifted(key: Array, *images: Array, reach: int = 8) -> list[Array]:
     return [cut(image) for image in images]
 
 
-def perceptual(key: Array, params: dict, a: Array, b: Array, **options) -> Array:
-    """Mean LPIPS of images, `shifted`; params and options are those of `models.lpips.lpips`."""
-    return lpips(params, *map(to_unit, shifted(key, a, b)), **options).mean()
+def perceptual(key: Array, params: dict, a: Array, b: Array, *, shift: int = 0, **options) -> Array:
+    """Mean LPIPS of images less `shift` pixels a side, see `shifted`.
+
+    `params` and `options` are those of `models.lpips.lpips`.
+    """
+    return lpips(params, *map(to_unit, shifted(key, a, b, reach=shift)), **options).mean()
 
 
 def sampled(key: Array, count: int, size: int, *images: Array) -> list[Array]:
