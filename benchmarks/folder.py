@@ -9,7 +9,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from machine import heading, run_onedc, seconds, table
+from machine import PHOTO, heading, run_onedc, seconds, table
 from PIL import Image
 
 import onedc_jax
@@ -18,8 +18,6 @@ from onedc_jax.cli.files import workers
 from onedc_jax.compilation import enable_compilation_cache
 
 _COMMANDS = 6  # of the images, so many are given a command each: what that takes hardly differs
-
-PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
 
 
 def samples(folder: Path, count: int) -> None:

@@ -28,7 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import NamedTuple
 
-from machine import copy_rate, heading, matrix_rate, operations, seconds, table
+from machine import copy_rate, heading, matrix_rate, operations, seconds, size, table
 
 TOKENS = 768
 FEATURES = 320
@@ -271,7 +271,8 @@ def main(cases: list[Case], sides: list[str], rounds: int, limit: float, env: di
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", nargs="+", default=["512x512", "768x512"], metavar="WxH")
+    sizes = [(512, 512), (768, 512)]
+    parser.add_argument("--sizes", nargs="+", type=size, default=sizes, metavar="WxH")
     parser.add_argument("--batches", nargs="+", type=int, default=[1], metavar="N")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
@@ -291,7 +292,6 @@ if __name__ == "__main__":
     else:
         # Each side takes what it needs of a GPU's memory, and no more.
         env = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-        sizes = [map(int, size.split("x")) for size in arguments.sizes]
-        cases = [Case(*s, b, arguments.dtype) for s in map(tuple, sizes) for b in arguments.batches]
+        cases = [Case(*s, b, arguments.dtype) for s in arguments.sizes for b in arguments.batches]
         pages = {} if arguments.small_pages else HUGE_PAGES
         main(cases, arguments.sides, arguments.rounds, arguments.prepare_seconds, env | pages)

@@ -10,6 +10,24 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
+PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
+"""What they code, in all sizes."""
+
+
+def size(text: str) -> tuple[int, int]:
+    """768x512 -> (768, 512), for argparse."""
+    width, height = text.split("x")
+    return int(width), int(height)
+
+
+def photo(width: int, height: int) -> np.ndarray:
+    """`PHOTO` in this size, uint8 [H, W, 3]."""
+    with Image.open(PHOTO) as image:
+        return np.asarray(image.convert("RGB").resize((width, height)))
+
 
 def heading() -> str:
     """The machine, the libraries' versions and the date, in a line."""

@@ -11,12 +11,10 @@ takes five minutes and 9 GiB.
 import argparse
 import resource
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np
-from machine import heading, most_memory, seconds, table
-from PIL import Image
+from machine import heading, most_memory, photo, seconds, size, table
 
 from onedc_jax.coding import proof
 from onedc_jax.coding.networks import Networks
@@ -24,8 +22,6 @@ from onedc_jax.coding.path import IntegerPath
 from onedc_jax.models.folding import fold, folded
 from onedc_jax.models.init import random_params
 from onedc_jax.models.onedc import build, param_shapes
-
-PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
 
 
 def main(sizes: list[tuple[int, int]]) -> None:
@@ -36,9 +32,7 @@ def main(sizes: list[tuple[int, int]]) -> None:
     path = IntegerPath.of(proof.made_up_integers(networks.model.codec.channels))
     rows = []
     for width, height in sorted(sizes, key=np.prod):
-        with Image.open(PHOTO) as photo:
-            image = np.asarray(photo.convert("RGB").resize((width, height)))
-        windows, *times = timed(networks, path, image)
+        windows, *times = timed(networks, path, photo(width, height))
         times = [f"{1000 * time:.1f}" for time in times]
         rows.append([f"{width}×{height}", windows, *times, f"{peak(device) / 2**30:.2f}"])
         print(*rows[-1], file=sys.stderr, flush=True)
@@ -73,7 +67,7 @@ def peak(device: jax.Device) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sizes = ["512x512", "1024x1024", "1920x1024", "4096x4096"]
-    parser.add_argument("--sizes", nargs="+", default=sizes, metavar="WxH")
+    sizes = [(512, 512), (1024, 1024), (1920, 1024), (4096, 4096)]
+    parser.add_argument("--sizes", nargs="+", type=size, default=sizes, metavar="WxH")
     arguments = parser.parse_args()
-    main([tuple(map(int, size.split("x"))) for size in arguments.sizes])
+    main(arguments.sizes)

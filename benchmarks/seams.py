@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from machine import heading, table
+from machine import PHOTO, heading, table
 from PIL import Image, ImageDraw, ImageFilter
 
 import onedc_jax
@@ -19,7 +19,6 @@ from onedc_jax.coding.networks import Networks
 from onedc_jax.coding.windows import BLOCK, SHAPES, Window
 from onedc_jax.compilation import enable_compilation_cache
 
-PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
 SKY = (234, 0, 534, 150)  # left, top, right, bottom, in the photograph
 GAIN = 16
 MARGIN = 24  # pixels around the pictures, for the marks

@@ -8,11 +8,9 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from machine import heading, run_onedc, table
+from machine import PHOTO, heading, run_onedc, table
 from PIL import Image
 from tqdm import tqdm
-
-PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
 
 
 def main(sizes: list[float], model: str) -> None:

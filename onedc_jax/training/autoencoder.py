@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from onedc_jax.models import transform
-from onedc_jax.models.init import random_params
+from onedc_jax.models.init import random_params, shapes_of
 from onedc_jax.models.lpips import load_lpips
 from onedc_jax.models.pixels import from_uint8
 from onedc_jax.models.vae import VAE
@@ -22,8 +22,7 @@ def make(config) -> Stage:
     @functools.cache  # tracing takes seconds
     def shapes() -> dict:
         image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-        key = jax.random.key(0)
-        return {"vae": jax.eval_shape(model.init, key, image, key)["params"]}
+        return {"vae": shapes_of(model, image, jax.random.key(0))}
 
     def begin() -> tuple[dict, dict]:
         params = random_params(shapes(), config.seed)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.heads import SemanticHead
-from onedc_jax.models.init import random_params
+from onedc_jax.models.init import random_params, shapes_of
 from onedc_jax.models.pixels import to_unit
 from onedc_jax.models.vqgan import VQGAN, Tokens
 from onedc_jax.training import losses
@@ -33,8 +33,7 @@ class Distillation(NamedTuple):
         """The student's first parameters, for a context of `width` channels."""
         window = self.head.window
         tokens = jax.ShapeDtypeStruct((1, window, window, width), jnp.float32)
-        shapes = jax.eval_shape(self.head.init, jax.random.key(0), tokens)["params"]
-        return random_params(shapes, seed)
+        return random_params(shapes_of(self.head, tokens), seed)
 
     def __call__(self, head: dict, tokenizer: dict, image: Array, tokens: Array) -> dict:
         """The terms of `semantic_terms`.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from onedc_jax.checkpoint import check_tree, load_model, read_config, resolve
 from onedc_jax.errors import ModelError
 from onedc_jax.models.clip import TextEncoder, empty_caption
-from onedc_jax.models.init import random_params
+from onedc_jax.models.init import random_params, shapes_of
 from onedc_jax.models.onedc import hashable
 from onedc_jax.models.score import context_width
 from onedc_jax.models.unet import UNet
@@ -87,11 +87,10 @@ class Scores:
         x = jax.ShapeDtypeStruct((1, 8, 8, self.unet.out_channels), jnp.float32)
         context = jax.ShapeDtypeStruct((1, 1, width), jnp.float32)
         t = jax.ShapeDtypeStruct((1,), jnp.int32)
-        return jax.eval_shape(self.unet.init, jax.random.key(0), x, t, context)["params"]
+        return shapes_of(self.unet, x, t, context)
 
     def _text_params(self, loaded: dict) -> dict:
-        ids = self._no_caption()
-        shapes = jax.eval_shape(self.text.init, jax.random.key(0), ids)["params"]
+        shapes = shapes_of(self.text, self._no_caption())
         path = self._teacher
         if "text" in loaded:
             params = loaded["text"]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from onedc_jax.checkpoint import check_tree, load_model, read_config, resolve
 from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.heads import RealismHead
-from onedc_jax.models.init import random_params
+from onedc_jax.models.init import random_params, shapes_of
 from onedc_jax.models.lpips import load_lpips
 from onedc_jax.models.onedc import BLOCK, PARTS, OneDC, build, param_shapes
 from onedc_jax.models.pixels import from_uint8
@@ -62,8 +62,8 @@ def make(config) -> Stage:
         trainable, frozen = partition({"generator": params.pop("generator")}, config.trainable)
         fake, score = scores.init(config.frozen_dtype)  # the fake score starts as the real one
         middle = jax.ShapeDtypeStruct((1, 8, 8, scores.unet.middle_width), jnp.float32)
-        head = jax.eval_shape(guidance.head.init, jax.random.key(0), middle)["params"]
-        guided = dict(fake=fake, realism=random_params(head, config.seed))
+        realism = random_params(shapes_of(guidance.head, middle), config.seed)
+        guided = dict(fake=fake, realism=realism)
         parts = dict(
             generator=init_state(trainable["generator"], optimizers["generator"], config.ema),
             guidance=init_state(guided, optimizers["guidance"]),

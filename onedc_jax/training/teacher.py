@@ -14,7 +14,7 @@ import numpy as np
 from onedc_jax.errors import OneDCError
 from onedc_jax.models.clip import TextEncoder, empty_caption
 from onedc_jax.models.diffusion import add_noise, alphas_cumprod, x0_from_eps
-from onedc_jax.models.init import random_params
+from onedc_jax.models.init import random_params, shapes_of
 from onedc_jax.models.pixels import from_uint8
 from onedc_jax.models.unet import UNet
 from onedc_jax.models.vae import VAE
@@ -51,11 +51,9 @@ def make(config) -> Stage:
         width = text.width if text else config.model.context
         context = jax.ShapeDtypeStruct((1, 1, width), jnp.float32)
         ids = jax.ShapeDtypeStruct((1, text.length if text else 1), jnp.int32)
-        key, t = jax.random.key(0), jax.ShapeDtypeStruct((1,), jnp.int32)
-        found = {"unet": jax.eval_shape(unet.init, key, latent, t, context)["params"]}
-        if text:
-            found["text"] = jax.eval_shape(text.init, key, ids)["params"]
-        return found
+        t = jax.ShapeDtypeStruct((1,), jnp.int32)
+        found = {"unet": shapes_of(unet, latent, t, context)}
+        return found | ({"text": shapes_of(text, ids)} if text else {})
 
     def begin() -> tuple[dict, dict]:
         params = random_params(shapes(), config.seed)

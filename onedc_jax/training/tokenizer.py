@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onedc_jax.models.init import random_params
+from onedc_jax.models.init import random_params, shapes_of
 from onedc_jax.models.lpips import load_lpips
 from onedc_jax.models.pixels import from_uint8, to_unit
 from onedc_jax.models.vqgan import VQGAN
@@ -29,7 +29,7 @@ def make(config) -> Stage:
     @functools.cache  # tracing takes seconds
     def shapes() -> dict:
         image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-        return {"tokenizer": jax.eval_shape(model.init, jax.random.key(0), image)["params"]}
+        return {"tokenizer": shapes_of(model, image)}
 
     def begin() -> tuple[dict, dict]:
         params = random_params(shapes(), config.seed)
