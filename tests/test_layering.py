@@ -138,14 +138,25 @@ def ours(name: str) -> set[str]:
     return {other for other in imports(name) if other.split(".")[0] == "onedc_jax"}
 
 
+def room_of(name: str) -> str | None:
+    return next((room for room in ROOMS if fnmatch(name, room)), None)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_go_one_way(name):
-    room = next((room for room in ROOMS if fnmatch(name, room)), None)
+    room = room_of(name)
     assert room or MODULES[name].read_text() == "", f"{name} has no place in the plan above"
     # Of the package itself anyone may ask for its version.
     for other in ours(name) - {"onedc_jax"}:
         allowed = any(fnmatch(other, f"onedc_jax.{pattern}") for pattern in ROOMS[room])
         assert allowed, f"{name} must not import {other}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_what_a_room_may_import_it_does(room):
+    used = {other for name in MODULES if room_of(name) == room for other in ours(name)}
+    for pattern in ROOMS[room]:
+        assert any(fnmatch(other, f"onedc_jax.{pattern}") for other in used), pattern
 
 
 def test_no_module_imports_itself_in_a_circle():

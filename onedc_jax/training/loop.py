@@ -60,7 +60,7 @@ def train(config, workdir: str | Path) -> None:
     workdir = Path(workdir).absolute()
     check_numbers(config)
     mesh = make_mesh(**config.mesh)
-    data, validation = (_source(config.data, root) for root in ("root", "validation"))
+    data, validation = (_source(config.data, key) for key in ("root", "validation"))
     _check_alike(len(data), len(validation))
     coded = _coded(config)
     stage = make_stage(config)
@@ -263,8 +263,12 @@ def _coded(config) -> Coded | None:
     return Coded(Path(wanted.images), wanted.limit, wanted.metrics)
 
 
-def _source(data, root: str):
-    return open_source(data[root], keep=data.keep.to_dict(), cache_gib=data.cache_gib)
+def _source(data, key: str):
+    """The images of config.data's "root" or "validation"."""
+    try:
+        return open_source(data[key], keep=data.keep.to_dict(), cache_gib=data.cache_gib)
+    except OneDCError as error:
+        raise OneDCError(f"config.data.{key}: {error}") from error
 
 
 def _check_alike(*lengths: int) -> None:
