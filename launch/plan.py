@@ -9,7 +9,6 @@ otherwise, so take it as an estimate. Without init paths weights are random, whi
 """
 
 import os
-import sys
 import time
 
 import jax
@@ -17,6 +16,7 @@ import numpy as np
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from onedc_jax.cli import recipes
 from onedc_jax.compilation import enable_compilation_cache
 from onedc_jax.data import make_views
 from onedc_jax.errors import OneDCError
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     try:
         plan(_CONFIG.value)
     except (OneDCError, OSError) as error:
-        sys.exit(_fail(explain(error)))
+        recipes.fail("plan", explain(error))
 
 
 def plan(config) -> None:
@@ -91,20 +91,5 @@ def _bytes(tree, shardings) -> int:
     return sum(int(np.prod(s.shard_shape(x.shape))) * x.dtype.itemsize for x, s in pairs)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        return flags.FLAGS(argv)
-    except AttributeError as error:  # the recipe is locked
-        sys.exit(_fail(f"the recipe has no key {error}".replace('"', "")))
-    except (flags.Error, OSError, ValueError) as error:  # a recipe's own words come last
-        line = str(error).strip().splitlines()[-1].strip()
-        sys.exit(_fail(line.removeprefix("ValueError: ")))
-
-
-def _fail(error: str) -> int:
-    print(f"plan: {error}", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=recipes.parser("plan", _CONFIG))

@@ -7,12 +7,12 @@ Started by SLURM or on every host of a TPU slice, it finds the other processes b
 name them: --coordinator=HOST:PORT --processes=N --process=I
 """
 
-import re
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from onedc_jax.cli import recipes
 from onedc_jax.compilation import enable_compilation_cache
 from onedc_jax.distributed import initialize
 from onedc_jax.errors import OneDCError
@@ -38,30 +38,11 @@ def main(argv: list[str]) -> None:
         initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         train(_CONFIG.value, _WORKDIR.value)
     except (OneDCError, OSError) as error:
-        sys.exit(_fail(explain(error)))
+        recipes.fail("train", explain(error))
     except KeyboardInterrupt:
         print("train: interrupted", file=sys.stderr)
         sys.exit(130)
 
 
-def _parse(argv: list[str]) -> list[str]:
-    try:
-        rest = flags.FLAGS(argv)
-        _ = _CONFIG.value.stage  # where there is no recipe, it fails here
-        return rest
-    except AttributeError as error:  # the recipe is locked
-        sys.exit(_fail(f"the recipe has no key {error}".replace('"', "")))
-    except (flags.Error, OSError, ValueError) as error:  # a recipe's own words come last
-        line = str(error).strip().splitlines()[-1].strip()
-        if missing := re.search("No such file or directory: '(.*)'", line):
-            line = f"{missing[1]}: no such recipe, e.g. configs/stage1.py:tiny"
-        sys.exit(_fail(line.removeprefix("ValueError: ")))
-
-
-def _fail(error: str) -> int:
-    print(f"train: {error}", file=sys.stderr)
-    return 2
-
-
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    app.run(main, flags_parser=recipes.parser("train", _CONFIG))

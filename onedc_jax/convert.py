@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from onedc_jax import checkpoint, weights
-from onedc_jax.errors import ModelError
+from onedc_jax.errors import ModelError, one_line
 from onedc_jax.models import generator, onedc
 from onedc_jax.models.unet import UNet
 
@@ -115,8 +115,7 @@ def built(where: str, make: Callable[[], Any]) -> Any:
         unknown = re.search(r"unexpected keyword argument ('.*?')", str(error))
         if unknown:
             raise ModelError(f"{where}: unknown field {unknown[1]}") from error
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ModelError(f"{where}: its layers do not fit ({reason})") from error
+        raise ModelError(f"{where}: its layers do not fit ({one_line(error)})") from error
 
 
 def check_stated(source: str | Path, expected: Mapping[tuple[str, str], Any]) -> None:

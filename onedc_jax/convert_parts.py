@@ -17,6 +17,7 @@ from onedc_jax.convert import built, cast, check_stated, check_target, fill, rea
 from onedc_jax.errors import ModelError
 from onedc_jax.models.clip import TextEncoder
 from onedc_jax.models.inception import Inception
+from onedc_jax.models.init import shapes_of
 from onedc_jax.models.lpips import LPIPS
 from onedc_jax.models.onedc import OneDC, hashable
 from onedc_jax.models.unet import UNet
@@ -38,8 +39,8 @@ class Part(NamedTuple):
     prepare: Callable[[weights.Tensors, Any], weights.Tensors] = lambda tensors, heads: tensors
 
 
-def _init(module: type, fields: Mapping[str, Any], *inputs) -> Any:
-    return jax.eval_shape(module(**hashable(fields)).init, jax.random.key(0), *inputs)["params"]
+def _shapes(module: type, fields: Mapping[str, Any], *inputs) -> Any:
+    return shapes_of(module(**hashable(fields)), *inputs)
 
 
 def _unet(fields: Mapping[str, Any], tensors: weights.Tensors) -> Any:
@@ -50,7 +51,7 @@ def _unet(fields: Mapping[str, Any], tensors: weights.Tensors) -> Any:
         raise ModelError(f"{tensors.source}: tensor {keys} has shape {list(shape)}, no matrix's")
     channels = fields.get("out_channels", UNet.out_channels)
     x, context = jnp.zeros((1, 8, 8, channels)), jnp.zeros((1, 1, shape[1]))
-    return _init(UNet, fields, x, jnp.zeros(1, int), context)
+    return _shapes(UNet, fields, x, jnp.zeros(1, int), context)
 
 
 def _unet_stated(fields: Mapping[str, Any]) -> dict[tuple[str, str], Any]:
@@ -143,27 +144,29 @@ PARTS = {
     ),
     "vae": Part(
         "vae",
-        lambda fields, _: _init(VAE, fields, _IMAGE, jax.random.key(0)),
+        lambda fields, _: _shapes(VAE, fields, _IMAGE, jax.random.key(0)),
         weights.plain_name,
         stated=lambda fields: {("config.json", "scaling_factor"): OneDC.latent_scale},
     ),
     "text": Part(
         "text_encoder",
-        lambda fields, _: _init(TextEncoder, fields, _IDS),
+        lambda fields, _: _shapes(TextEncoder, fields, _IDS),
         weights.clip_name,
         ignore=r"\.position_ids$",
     ),
-    "tokenizer": Part("vqvae", lambda fields, _: _init(VQGAN, fields, _IMAGE), weights.plain_name),
+    "tokenizer": Part(
+        "vqvae", lambda fields, _: _shapes(VQGAN, fields, _IMAGE), weights.plain_name
+    ),
     "lpips": Part(
         "",
-        lambda fields, _: _init(LPIPS, fields, _IMAGE, _IMAGE),
+        lambda fields, _: _shapes(LPIPS, fields, _IMAGE, _IMAGE),
         _lpips_name,
         fields={"net": "vgg"},
         prepare=_with_heads,
     ),
     "inception": Part(
         "",
-        lambda fields, _: _init(Inception, fields, _IMAGE),
+        lambda fields, _: _shapes(Inception, fields, _IMAGE),
         lambda path: (
             path.replace("/", ".").replace(".kernel", ".conv.weight").replace(".bias", ".bn.bias")
         ),

@@ -25,7 +25,7 @@ class Done:
     seconds: float
     notes: tuple[str, ...] = ()
     quality: float | None = None  # 0 to 100, of models with a knob
-    steps: int = stream.STEPS  # up to the last one of y that has bytes
+    alone: bool = False  # whether there is no y
 
     @property
     def bpp(self) -> float:
@@ -35,10 +35,7 @@ class Done:
     def __str__(self) -> str:
         size = f"{self.width}x{self.height}  {self.size:,} bytes"
         quality = "" if self.quality is None else f"  quality {self.quality:.0f}"
-        if not self.steps:
-            quality = "  tokens alone"
-        elif self.steps < stream.STEPS:
-            quality += f"  detail in {self.steps} of {stream.STEPS} steps"
+        quality = "  tokens alone" if self.alone else quality
         return f"{size}  {self.bpp:.3f} bpp{quality}  {self.seconds:.2f} s"
 
 
@@ -107,8 +104,7 @@ def decode(
 def _done(image, info: stream.Info, seconds: float, notes: tuple[str, ...]) -> Done:
     height, width, _ = image.shape
     size, quality = info.file_bytes, info.header.quality
-    steps = sum(any(info.step_bytes[k : info.steps]) for k in range(stream.STEPS))
-    return Done(width, height, size, seconds, notes, quality, steps)
+    return Done(width, height, size, seconds, notes, quality, alone=not info.y_bytes)
 
 
 def _loss(info: stream.Info) -> str:

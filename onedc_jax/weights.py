@@ -253,8 +253,7 @@ def fill(
 ) -> Any:
     """Released tensors as a tree of numpy arrays with the shapes and dtypes of `shapes`.
 
-    `shapes`: a tree of anything with shape and dtype, such as
-    jax.eval_shape(model.init, jax.random.key(0), x)["params"].
+    `shapes`: a tree of anything with shape and dtype, as of `models.init.shapes_of`.
     `rename`: a parameter's path ("a/b/kernel") -> its tensor's name. Where a layer has a low-rank
     adaptation, its own kernel and bias are asked for as "a/b/base_layer/kernel".
     `ignore`: a regular expression of tensors that are no parameters and may be there or not.

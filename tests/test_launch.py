@@ -69,7 +69,7 @@ def test_a_plan_has_a_line_for_each_update(capsys):
     assert "toy on 1 × 1 devices" in printed
     assert [line.split()[0] for line in printed.splitlines()[-2:]] == ["rare", "model"]
     with pytest.raises(SystemExit, match="2"):
-        plan["_parse"](["plan"])
+        plan["recipes"].parser("plan", plan["_CONFIG"])(["plan"])
     err = capsys.readouterr().err
     assert err.startswith("plan: flag --config") and err.count("\n") == 1
 

@@ -19,9 +19,9 @@ ROOMS = {
     "onedc_jax.data": [],
     "onedc_jax.data.*": ["errors", "images", "folders", "data.*"],
     "onedc_jax.log": ["errors"],
-    "onedc_jax.metrics": ["errors"],
+    "onedc_jax.metrics": [],
     "onedc_jax.sharding": ["errors"],
-    "onedc_jax.compilation": ["errors"],
+    "onedc_jax.compilation": [],
     "onedc_jax.folders": ["errors"],
     "onedc_jax.torch_files": ["errors"],
     "onedc_jax.weights": ["errors", "trees", "torch_files"],
@@ -30,11 +30,11 @@ ROOMS = {
     # what the network is
     "onedc_jax.models.attention": ["sharding"],
     "onedc_jax.models.layers": ["models.attention"],
-    "onedc_jax.models.onedc": ["errors", "models.*"],
+    "onedc_jax.models.onedc": ["models.*"],
     "onedc_jax.models.dists": ["errors", "models.*", "torch_files"],
     "onedc_jax.models.*": ["errors", "trees", "models.*"],
     # models on disk
-    "onedc_jax.checkpoint": ["errors", "trees", "models.*"],
+    "onedc_jax.checkpoint": ["errors", "trees"],
     "onedc_jax.convert": ["errors", "models.*", "weights", "checkpoint"],
     "onedc_jax.convert_parts": [
         *("errors", "models.*", "weights", "checkpoint", "convert", "captions"),
@@ -47,7 +47,7 @@ ROOMS = {
     "onedc_jax.coding.programs": ["kept"],
     "onedc_jax.coding.networks": ["trees", "models.*", "coding.programs", "coding.windows"],
     "onedc_jax.coding.path": [
-        *("errors", "models.*", "checkpoint"),
+        *("models.*", "checkpoint"),
         *("coding.tables", "coding.entropy", "coding.stream", "coding.windows"),
         "coding.programs",
     ],
@@ -55,17 +55,17 @@ ROOMS = {
         *("models.*", "coding.tables", "coding.entropy", "coding.windows"),
         *("coding.networks", "coding.path"),
     ],
-    "onedc_jax.coding.proof": ["errors", "models.*", "coding.entropy", "coding.path"],
-    "onedc_jax.coding.*": ["errors", "coding.tables", "coding.entropy", "coding.stream"],
+    "onedc_jax.coding.proof": ["models.*", "coding.entropy", "coding.path"],
+    "onedc_jax.coding.*": ["errors", "coding.tables", "coding.stream"],
     # how it is learned
     "onedc_jax.training.loop": [
-        *("errors", "models.*", "training.*", "checkpoint", "weights"),
+        *("errors", "models.*", "training.*"),
         *("captions", "data", "distributed", "log", "sharding", "evaluation.checkpoints"),
     ],
-    "onedc_jax.training.programs": ["errors", "training.state", "sharding", "distributed"],
+    "onedc_jax.training.programs": ["training.state", "sharding", "distributed"],
     "onedc_jax.training.saving": ["errors", "trees", "images", "training.state", "checkpoint"],
     "onedc_jax.training.*": [
-        *("errors", "trees", "models.*", "training.*", "checkpoint", "weights", "sharding"),
+        *("errors", "trees", "models.*", "training.*", "checkpoint", "sharding"),
     ],
     # how good it is
     "onedc_jax.evaluation.distances": ["errors", "metrics", "models.*"],
@@ -79,7 +79,7 @@ ROOMS = {
     ],
     # what people use
     "onedc_jax.transcode": ["errors", "images", "coding.stream"],
-    "onedc_jax.export": ["models.*", "coding.codec", "coding.networks", "coding.stream"],
+    "onedc_jax.export": ["models.*", "coding.codec", "coding.stream"],
     "onedc_jax.cli": ["*"],
     "onedc_jax.cli.*": ["*"],
     "onedc_jax": [],

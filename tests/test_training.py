@@ -176,7 +176,7 @@ def test_weights_of_other_widths_are_refused(tmp_path, vae_run):
 @pytest.mark.parametrize(
     "option, words",
     [
-        ("--config.data.root=no/such/folder", "train: config.data.root: no/such/folder: no such folder"),
+        ("--config.data.root=no/such", "train: config.data.root: no/such: no such folder"),
         ("--config.learning_rate=1", "train: the recipe has no key"),
         ("--config=nope.py:tiny", "train: nope.py: no such recipe"),
     ],

@@ -105,16 +105,18 @@ def loader(model: str, prepared: Callable = lambda codec: codec) -> Callable:
 
 
 def _tell_of_compiling(folder: Path | None) -> None:
-    """Says once, when a program has been traced, why nothing more is seen for a while."""
+    """Says once, when a program is compiled, why nothing more is seen for a while."""
     from jax import monitoring
     from tqdm import tqdm
+
+    from onedc_jax.coding.programs import COMPILING
 
     often = f"once (kept in {folder})" if folder else "at each run (no folder keeps it)"
     lines = iter([f"onedc: compiling for this size, {shown(often)}"])
 
-    def listen(event: str, *_, **__) -> None:
-        if event.endswith("jaxpr_trace_duration"):
+    def listen(event: str, **_) -> None:
+        if event == COMPILING:
             for line in lines:
                 tqdm.write(line, file=sys.stderr)
 
-    monitoring.register_event_duration_secs_listener(listen)
+    monitoring.register_event_listener(listen)

@@ -15,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.monitoring
 import jaxlib
 import numpy as np
 from jax.experimental import serialize_executable
 
 from onedc_jax import kept
+
+COMPILING = "/onedc_jax/compiling"
+"""The event of `jax.monitoring` that a program is about to be compiled."""
 
 _MOST = 32  # so many of a network are kept: a few models' in all sizes
 
@@ -56,6 +60,7 @@ def ready(function: Callable, of: str, *args) -> jax.stages.Compiled:
         # Another jax or machine may have written it after all; then it is made anew.
         with suppress(Exception):
             return _read(kept.read(file), device)
+    jax.monitoring.record_event(COMPILING)
     with _unknown_to_jax:
         compiled = jax.jit(function).lower(*args).compile()
     if file:

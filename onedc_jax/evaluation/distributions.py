@@ -16,6 +16,7 @@ import numpy as np
 from onedc_jax import checkpoint
 from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.inception import Inception
+from onedc_jax.models.init import shapes_of
 
 PATCH = 256  # pixels a side
 _BATCH = 8  # patches through the network at once
@@ -53,7 +54,7 @@ class Features:
         if "inception" not in config or "inception" not in params:
             raise ModelError(f"{folder}: holds no Inception network. {HOW_TO_GET}")
         image = jax.ShapeDtypeStruct((1, PATCH, PATCH, 3), np.float32)
-        shapes = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
+        shapes = shapes_of(Inception(), image)
         checkpoint.check_tree(params["inception"], shapes)
         self._params = jax.device_put(params["inception"])
         self._apply = jax.jit(_features)
