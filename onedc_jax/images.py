@@ -18,9 +18,8 @@ import numpy as np
 from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
 
 from onedc_jax.errors import ImageError, one_line
+from onedc_jax.sizes import MAX_PIXELS, MAX_SIDE
 
-MAX_SIDE = 65535
-MAX_PIXELS = 1 << 27
 READ_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 WRITE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 

@@ -15,7 +15,8 @@ ROOMS = {
     "onedc_jax.errors": [],
     # leaves: of ours, only errors (and what reads an image)
     "onedc_jax.trees": [],
-    "onedc_jax.images": ["errors"],
+    "onedc_jax.sizes": [],
+    "onedc_jax.images": ["errors", "sizes"],
     "onedc_jax.data": [],
     "onedc_jax.data.*": ["errors", "images", "folders", "data.*"],
     "onedc_jax.log": ["errors"],
@@ -56,7 +57,7 @@ ROOMS = {
         *("coding.networks", "coding.path"),
     ],
     "onedc_jax.coding.proof": ["models.*", "coding.entropy", "coding.path"],
-    "onedc_jax.coding.*": ["errors", "coding.tables", "coding.stream"],
+    "onedc_jax.coding.*": ["errors", "sizes", "coding.tables", "coding.stream"],
     # how it is learned
     "onedc_jax.training.loop": [
         *("errors", "models.*", "training.*"),

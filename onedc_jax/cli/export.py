@@ -5,6 +5,7 @@ import re
 
 from onedc_jax.cli.common import command, loader, name, path
 from onedc_jax.errors import OneDCError
+from onedc_jax.sizes import MAX_SIDE
 
 _EXPORT = """\
 Writes the decoder's network for images of one size, with its weights, as one file that jax runs
@@ -40,7 +41,7 @@ def add(commands) -> None:
 
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or not all(1 <= int(side) <= 65535 for side in match.groups()):
+    if not match or not all(1 <= int(side) <= MAX_SIDE for side in match.groups()):
         raise argparse.ArgumentTypeError(f"{text} is no size such as 768x512")
     return int(match[1]), int(match[2])
 

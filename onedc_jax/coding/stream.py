@@ -13,14 +13,11 @@ from enum import IntEnum
 import numpy as np
 
 from onedc_jax.errors import ImageError, OneDCError, StreamError
+from onedc_jax.sizes import MAX_PIXELS, MAX_SIDE
 
 VERSION = 1
 STEPS = 4
 """The steps in which y is coded."""
-MAX_SIDE = 65535
-"""The largest width or height, in pixels."""
-MAX_PIXELS = 2**27
-"""The largest width times height: what a header declares bounds what a decoder allocates."""
 MAX_RATE = 255
 """The highest place of the quality knob."""
 
