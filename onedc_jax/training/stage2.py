@@ -5,6 +5,7 @@ at some steps, the guidance (fake score and classifier, see `dmd`) after it at e
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -146,20 +147,6 @@ def make(config) -> Stage:
     def export(state, frozen):
         return _whole(state.averaged["generator"], frozen) | frozen["integers"]
 
-    def check() -> list[str]:
-        for name in ("model", "teacher"):
-            if not config.init[name]:
-                raise OneDCError(f"config.init.{name}: would be random; name a folder")
-        if "lora_" in config.trainable and not model.generator.unet.get("rank"):
-            raise OneDCError(
-                f"config.trainable={config.trainable!r}: {path} has no LoRA (merged?); convert it "
-                "without --merge-lora, or choose what else trains"
-            )
-        if config.data.captions and scores.text is None:
-            return ["config.data.captions: the teacher knows no captions, nothing is guided"]
-        wanted = scores.text is not None and not config.data.captions
-        return ["no config.data.captions: guided by no captions"] * wanted
-
     def update(name: str, loss: Callable, **options) -> Callable:
         options |= dict(accumulate=config.accumulate)
         return of_player(name, gradient_update(loss, optimizers[name], **options))
@@ -178,7 +165,7 @@ def make(config) -> Stage:
         due=due,
         measure=measured(restored, config.accumulate),
         block=BLOCK,
-        check=check,
+        check=partial(_check_begun, config, model, scores),
     )
 
 
@@ -234,6 +221,22 @@ def _model_params(model: OneDC, path: str, seed: int) -> tuple[dict, dict]:
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     return params, integers
+
+
+def _check_begun(config, model: OneDC, scores: Scores) -> list[str]:
+    """`Stage.check`."""
+    for name in ("model", "teacher"):
+        if not config.init[name]:
+            raise OneDCError(f"config.init.{name}: would be random; name a folder")
+    if "lora_" in config.trainable and not model.generator.unet.get("rank"):
+        raise OneDCError(
+            f"config.trainable={config.trainable!r}: {config.init.model} has no LoRA (merged?); "
+            "convert it without --merge-lora, or choose what else trains"
+        )
+    if config.data.captions and scores.text is None:
+        return ["config.data.captions: the teacher knows no captions, nothing is guided"]
+    wanted = scores.text is not None and not config.data.captions
+    return ["no config.data.captions: guided by no captions"] * wanted
 
 
 def _check_latents(config, model: OneDC, scores: Scores) -> None:
