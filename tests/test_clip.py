@@ -10,13 +10,14 @@ from reference import checkpoint, golden, relative_l2
 
 from onedc_jax import weights
 from onedc_jax.models.clip import TextEncoder
+from onedc_jax.models.init import shapes_of
 
 MICRO = TextEncoder(vocabulary=512, width=96, layers=3, heads=4, hidden=192)
 
 
 @pytest.fixture(scope="module")
 def encode():
-    shapes = jax.eval_shape(MICRO.init, jax.random.key(0), jnp.zeros((1, 77), int))["params"]
+    shapes = shapes_of(MICRO, jnp.zeros((1, 77), int))
     tensors = checkpoint("micro/text_encoder", "text_encoder.")
     params = weights.fill(shapes, tensors, weights.clip_name)
     return partial(jax.jit(MICRO.apply), {"params": params})

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from conftest import MICRO_MODEL, NORMS
 from recipes import ROOT
 
 from onedc_jax.checkpoint import save_model
-from onedc_jax.models.init import random_params
+from onedc_jax.models.init import random_params, shapes_of
 from onedc_jax.models.onedc import build, param_shapes
 from onedc_jax.models.unet import UNet
 from onedc_jax.models.vqgan import VQGAN
@@ -33,7 +32,7 @@ SCORE = NORMS | dict(widths=WIDE, layers=1, attention=(False, False), heads=2)
 
 
 def random(module, *inputs) -> dict:
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    shapes = shapes_of(module, *inputs)
     return random_params(shapes, seed=0)
 
 

@@ -14,7 +14,7 @@ from recipes import recipe, recipe_file
 from onedc_jax.checkpoint import save_model
 from onedc_jax.errors import ModelError, OneDCError
 from onedc_jax.models.codec import Codec
-from onedc_jax.models.init import random_params
+from onedc_jax.models.init import random_params, shapes_of
 from onedc_jax.models.pixels import from_uint8
 from onedc_jax.models.quantize import fsq
 from onedc_jax.models.unet import UNet
@@ -32,7 +32,7 @@ def save_tokenizer(path, **changes):
     """A model folder with a random tokenizer."""
     fields = TEACHER | changes
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-    shapes = jax.eval_shape(VQGAN(**fields).init, jax.random.key(0), image)["params"]
+    shapes = shapes_of(VQGAN(**fields), image)
     save_model(path, {"tokenizer": fields}, {"tokenizer": random_params(shapes, seed=0)})
     return str(path)
 

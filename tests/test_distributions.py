@@ -22,6 +22,7 @@ from onedc_jax.evaluation.distributions import (
     squared_mmd,
 )
 from onedc_jax.models.inception import Inception
+from onedc_jax.models.init import shapes_of
 
 EXPECTED = json.loads((GOLDEN / "metrics.json").read_text())  # by golden/make_metrics.py
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -80,7 +81,7 @@ def test_patches_are_of_two_grids(height, width, corners):
 def released():
     """The network as PyTorch has it, seeded: name -> tensor."""
     image = jax.ShapeDtypeStruct((1, 299, 299, 3), np.float32)
-    shapes = jax.eval_shape(Inception().init, jax.random.key(0), image)["params"]
+    shapes = shapes_of(Inception(), image)
     named = {"fc.weight": (1008, 2048), "fc.bias": (1008,)}
     for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
         *layer, kind = (key.key for key in path)

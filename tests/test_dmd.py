@@ -10,6 +10,7 @@ from reference import checkpoint, golden, relative_l2
 
 from onedc_jax import weights
 from onedc_jax.models.heads import RealismHead
+from onedc_jax.models.init import shapes_of
 from onedc_jax.models.unet import UNet
 from onedc_jax.training import dmd
 from onedc_jax.training.dmd import Draw, Guidance
@@ -27,9 +28,9 @@ def reference():
         Draw(arrays[f"noise_{i}"], arrays[f"timesteps_{i}"].astype(np.int32)) for i in range(5)
     ]
     args = arrays["generated"], draws[0].t, arrays["text"]
-    unet = jax.eval_shape(MICRO.unet.init, jax.random.key(0), *args)["params"]
+    unet = shapes_of(MICRO.unet, *args)
     middle = jax.ShapeDtypeStruct((2, 8, 8, 64), jnp.float32)
-    head = jax.eval_shape(MICRO.head.init, jax.random.key(0), middle)["params"]
+    head = shapes_of(MICRO.head, middle)
     tensors = checkpoint("micro/guidance", "guidance.")
 
     def fill(tree, prefix, name):

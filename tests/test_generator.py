@@ -12,6 +12,7 @@ from reference import checkpoint, golden, relative_l2
 from onedc_jax import weights
 from onedc_jax.models.diffusion import add_noise, alphas_cumprod, x0_from_eps
 from onedc_jax.models.generator import Generator, merge_lora
+from onedc_jax.models.init import shapes_of
 from onedc_jax.models.layers import GroupNorm
 from onedc_jax.models.unet import Resnet
 
@@ -20,7 +21,7 @@ from onedc_jax.models.unet import Resnet
 def micro():
     generator = Generator(unet=dict(widths=(32, 64, 64, 64), rank=4, alpha=8.0))
     x_hat, tokens = jnp.zeros((1, 8, 8, 64)), jnp.zeros((1, 1, 96))
-    tree = jax.eval_shape(generator.init, jax.random.key(0), x_hat, tokens)["params"]
+    tree = shapes_of(generator, x_hat, tokens)
     tensors = checkpoint("micro/unet", "unet.")
     return generator, weights.fill(tree, tensors, weights.generator_name)
 
@@ -66,7 +67,7 @@ def test_merged_lora_computes_the_same():
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal(shape, np.float32)
     x, time = draw(1, 8, 8, 16), draw(1, 64)
-    tree = jax.eval_shape(block.init, jax.random.key(0), x, time)["params"]
+    tree = shapes_of(block, x, time)
     params = jax.tree.map(lambda p: draw(*p.shape) / np.sqrt(np.prod(p.shape[:-1])), tree)
 
     before = jax.jit(block.apply)({"params": params}, x, time)
@@ -78,5 +79,5 @@ def test_merged_tree_is_that_of_a_generator_without_lora(micro):
     _, params = micro
     plain = Generator(unet=dict(widths=(32, 64, 64, 64)))
     x_hat, tokens = jnp.zeros((1, 8, 8, 64)), jnp.zeros((1, 1, 96))
-    tree = jax.eval_shape(plain.init, jax.random.key(0), x_hat, tokens)["params"]
+    tree = shapes_of(plain, x_hat, tokens)
     assert jax.eval_shape(merge_lora, params) == tree

@@ -8,6 +8,7 @@ from reference import checkpoint, golden, relative_l2
 
 from onedc_jax import weights
 from onedc_jax.models.heads import RealismHead, SemanticHead, WindowAttention
+from onedc_jax.models.init import shapes_of
 
 
 def seeded(module, *args):
@@ -23,7 +24,7 @@ def test_logits_of_the_student_match_the_reference(side):
     arrays = golden("micro/token_predictor")
     tokens = arrays[f"sem_{side}"]
     head = SemanticHead(codes=64, width=128, heads=2)
-    shapes = jax.eval_shape(head.init, jax.random.key(0), tokens)["params"]
+    shapes = shapes_of(head, tokens)
     tensors = checkpoint("micro/token_predictor", "token_predictor.")
     params = weights.fill(shapes, tensors, weights.plain_name, ignore="_mask$")
     logits = jax.jit(head.apply)({"params": params}, tokens)
@@ -34,7 +35,7 @@ def test_logits_of_the_classifier_match_the_reference():
     arrays = golden("micro/teacher")
     middle = arrays["fake_bottleneck"]
     head = RealismHead()
-    shapes = jax.eval_shape(head.init, jax.random.key(0), middle)["params"]
+    shapes = shapes_of(head, middle)
     tensors = checkpoint("micro/guidance", "guidance.")
     own = {name: value for name, value in tensors.items() if name.startswith("cls_pred_branch.")}
     params = weights.fill(shapes, own, weights.plain_name)

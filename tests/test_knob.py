@@ -20,7 +20,7 @@ from onedc_jax.errors import ImageError, ModelError, StreamError
 from onedc_jax.images import write
 from onedc_jax.models import integer
 from onedc_jax.models.codec import RateKnob, Synthesis, stretched
-from onedc_jax.models.init import random_params
+from onedc_jax.models.init import random_params, shapes_of
 from onedc_jax.models.layers import GroupNorm
 from onedc_jax.models.onedc import build, param_shapes
 
@@ -84,7 +84,7 @@ def test_the_synthesis_hears_of_the_rate(name):
     synthesis = Synthesis(8, 4, POINTS, partial(GroupNorm, 0), dtype="float32")
     y_hat, tokens = jnp.ones((2, 4, 4, CHANNELS)), jnp.ones((2, 1, 1, 8))
     rates = jnp.array([0.0, 0.5])
-    shapes = jax.eval_shape(synthesis.init, jax.random.key(0), y_hat, tokens, rates)["params"]
+    shapes = shapes_of(synthesis, y_hat, tokens, rates)
     params = random_params(shapes, seed=0)
     run = lambda params: synthesis.apply({"params": params}, y_hat, tokens, rates)
     before = run(params)

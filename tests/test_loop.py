@@ -196,7 +196,7 @@ def test_what_is_not_finite_stops_the_run_with_a_diagnosis(tmp_path):
     [
         ({"batch_size": 6, "accumulate": 4}, "does not divide into 4 parts"),
         ({"mesh.fsdp": 3}, "does not fit 1 devices"),
-        ({"data.validation": "no/such/folder"}, "no such folder"),
+        ({"data.validation": "no/such"}, "config.data.validation: no/such: no such folder"),
         ({"stage": "stage9"}, "expected one of"),
         ({"lacks": True}, "nothing to begin with"),
         ({"keep_last": 0}, "config.keep_last=0: must be 1 or more"),

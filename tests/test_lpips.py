@@ -12,6 +12,7 @@ from pictures import pictures
 from reference import GOLDEN, checkpoint, draw, golden, relative_l2
 
 from onedc_jax.models import lpips as module
+from onedc_jax.models.init import shapes_of
 from onedc_jax.models.lpips import LPIPS, lpips
 
 jitted = jax.jit(lpips)
@@ -39,7 +40,7 @@ def images():
 
 @pytest.fixture(scope="module")
 def alex(images):
-    shapes = jax.eval_shape(LPIPS("alex").init, jax.random.key(0), *images)["params"]
+    shapes = shapes_of(LPIPS("alex"), *images)
 
     def seeded(path, x):
         name = jax.tree_util.keystr(path, simple=True, separator=".")

@@ -9,6 +9,7 @@ from reference import checkpoint, golden, relative_l2
 from onedc_jax import weights
 from onedc_jax.models import prior, quantize
 from onedc_jax.models.codec import Codec
+from onedc_jax.models.init import shapes_of
 from onedc_jax.models.vae import VAE
 
 MICRO = Codec(
@@ -23,7 +24,7 @@ MICRO = Codec(
 @pytest.fixture(scope="module")
 def codec_params():
     image, latent = jnp.zeros((1, 64, 64, 3)), jnp.zeros((1, 8, 8, 4))
-    shapes = jax.eval_shape(MICRO.init, jax.random.key(0), image, latent)["params"]
+    shapes = shapes_of(MICRO, image, latent)
     return weights.fill(shapes, checkpoint("micro/codec", "codec."), weights.codec_name)
 
 

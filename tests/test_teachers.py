@@ -12,6 +12,7 @@ from onedc_jax.checkpoint import load_model, save_model
 from onedc_jax.errors import OneDCError
 from onedc_jax.models.clip import empty_caption
 from onedc_jax.models.diffusion import alphas_cumprod
+from onedc_jax.models.init import shapes_of
 from onedc_jax.models.vqgan import VQGAN
 from onedc_jax.training import autoencoder, losses, teacher, tokenizer
 from onedc_jax.trees import named
@@ -66,7 +67,7 @@ def test_the_tokenizer_s_folder_is_a_tokenizer(codes, tmp_path):
     config, params = load_model(tmp_path / "model")
     image = jnp.zeros((1, 16, 16, 3))
     model = VQGAN(**config["tokenizer"])
-    shape = jax.eval_shape(model.init, jax.random.key(0), image)["params"]
+    shape = shapes_of(model, image)
     assert jax.tree.map(np.shape, params["tokenizer"]) == jax.tree.map(np.shape, shape)
 
 

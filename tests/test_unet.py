@@ -7,7 +7,9 @@ import pytest
 from reference import checkpoint, golden, relative_l2
 
 from onedc_jax import weights
+from onedc_jax.models.init import shapes_of
 from onedc_jax.models.unet import AnalysisUNet, UNet
+from onedc_jax.trees import named
 
 MICRO = UNet(widths=(32, 64, 64, 64))
 ADAPTED = "to_q to_k to_v to_out_0 proj_in proj_out net_0_proj net_2 conv1 conv2 conv_shortcut"
@@ -16,9 +18,7 @@ ADAPTED += " downsamplers_0_conv upsamplers_0_conv time_emb_proj"
 
 def shapes(module, *args):
     """The parameter tree's shapes, by path."""
-    tree = jax.eval_shape(module.init, jax.random.key(0), *args)["params"]
-    flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): leaf.shape for p, leaf in flat}
+    return {path: leaf.shape for path, leaf in named(shapes_of(module, *args)).items()}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def teacher():
     arrays = golden("micro/teacher")
     arrays["timesteps"] = arrays["timesteps"].astype(np.int32)
     args = arrays["latent"], arrays["timesteps"], arrays["text"]
-    tree = jax.eval_shape(MICRO.init, jax.random.key(0), *args)["params"]
+    tree = shapes_of(MICRO, *args)
     tensors = checkpoint("micro/guidance", "guidance.")
 
     def params(name):

@@ -7,6 +7,7 @@ import pytest
 from reference import checkpoint, golden, relative_l2
 
 from onedc_jax import weights
+from onedc_jax.models.init import shapes_of
 from onedc_jax.models.vqgan import VQGAN
 
 SMALL = VQGAN(widths=(8, 8, 16), layers=1, codes=32, features=6, norm_groups=4)
@@ -17,7 +18,7 @@ def small():
     """Seeded parameters of the small tokenizer, and an image."""
     rng = np.random.default_rng(0)
     image = rng.random((1, 8, 12, 3), np.float32)
-    shapes = jax.eval_shape(SMALL.init, jax.random.key(0), image)["params"]
+    shapes = shapes_of(SMALL, image)
     draw = lambda p: rng.standard_normal(p.shape, np.float32) / np.sqrt(np.prod(p.shape[:-1]))
     return {"params": jax.tree.map(draw, shapes)}, image
 
@@ -27,7 +28,7 @@ def released():
     """The golden arrays, and what the released size makes of their image with seeded weights."""
     arrays = golden("micro/tokenizer")
     model = VQGAN()
-    shapes = jax.eval_shape(model.init, jax.random.key(0), arrays["image"])["params"]
+    shapes = shapes_of(model, arrays["image"])
     tensors = checkpoint("micro/tokenizer", "tokenizer.")
     params = weights.fill(shapes, tensors, weights.plain_name)
     return arrays, *jax.jit(model.apply)({"params": params}, arrays["image"])
