@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageCms, ImagePalette, UnidentifiedImageError
 
 from onedc_jax.errors import ImageError, one_line
 from onedc_jax.sizes import MAX_PIXELS, MAX_SIDE
@@ -32,6 +32,7 @@ _STARTS = re.compile(
 )
 _ORIENTATION = 0x0112
 _PHOTOMETRIC = 262  # of TIFF: 0 where the smallest value is white
+_PALETTE = 320
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -86,6 +87,7 @@ def _decode(file: BinaryIO, name: str) -> tuple[np.ndarray, list[str]]:
             _check_size(name, *image.size)
             notes, ends = _notes(image), _ends(image)
             _scale_transparent(image)
+            _fill_palette(image)
             image.load()
             return _pixels(image, ends, notes), notes
     except (ImageError, MemoryError):
@@ -244,6 +246,13 @@ def _scale_transparent(image: Image.Image) -> None:
     for bits in (2, 4):
         if isinstance(value, int) and f"'L;{bits}'" in str(image.tile):
             image.info["transparency"] = value * 255 // (2**bits - 1)
+
+
+def _fill_palette(image: Image.Image) -> None:
+    """Some writers of TIFF put 8 bits into the 16 of a palette: nearly black, if taken as said."""
+    colours = getattr(image, "tag_v2", {}).get(_PALETTE)
+    if image.mode == "P" and colours and max(colours) < 256:
+        image.palette = ImagePalette.raw("RGB;L", bytes(colours))
 
 
 def _ends(image: Image.Image) -> tuple[int, int]:

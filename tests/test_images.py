@@ -383,3 +383,17 @@ def test_an_image_too_large_for_its_format_is_refused(tmp_path):
     with pytest.raises(ImageError, match="WEBP cannot hold this 16384x1"):
         images.write(tmp_path / "a.webp", np.zeros((1, 16384, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("factor", [1, 257])
+def test_a_palette_of_tiff_has_8_bits_or_16(factor):
+    image = Image.new("P", (2, 1))
+    image.putdata([0, 1])
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    buffer = io.BytesIO()
+    image.save(buffer, "TIFF")
+    data, colours = buffer.getvalue(), np.array([10, 40, *[0] * 254, 20, 50, *[0] * 254, 30, 60])
+    start = data.index((256 * colours).astype("<u2").tobytes())
+    words = (factor * colours).astype("<u2").tobytes()
+    found, _ = images.decode(data[:start] + words + data[start + len(words) :], "a.tif")
+    np.testing.assert_array_equal(found, [[[10, 20, 30], [40, 50, 60]]])
