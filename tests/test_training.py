@@ -177,6 +177,7 @@ def test_weights_of_other_widths_are_refused(tmp_path, vae_run):
         ("--config.data.root=no/such", "train: config.data.root: no/such: no such folder"),
         ("--config.learning_rate=1", "train: the recipe has no key"),
         ("--config=nope.py:tiny", "train: nope.py: no such recipe"),
+        ("--config=README.md", "train: README.md: no recipe, line "),
     ],
 )
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path, option, words):

@@ -19,6 +19,8 @@ def parser(program: str, recipe: flags.FlagHolder) -> Callable[[list[str]], list
             return rest
         except AttributeError as error:  # the recipe is locked
             fail(program, f"the recipe has no key {error}".replace('"', ""))
+        except SyntaxError as error:
+            fail(program, f"{error.filename}: no recipe, line {error.lineno} ({error.msg})")
         except (flags.Error, OSError, ValueError) as error:  # a recipe's own words come last
             line = str(error).strip().splitlines()[-1].strip()
             if missing := re.search("No such file or directory: '(.*)'", line):
