@@ -7,17 +7,18 @@ damage Orbax makes other weights, of some an endless complaint.
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from onedc_jax.errors import ModelError
+from onedc_jax.errors import ModelError, one_line
 from onedc_jax.trees import named
 
 FORMAT = 1  # of the folder; a reader refuses any other
@@ -66,15 +67,20 @@ def refuse_existing(path: str | Path, overwrite: bool) -> None:
 
 
 def save_model(
-    path: str | Path, config: Mapping[str, Any], params: Any, *, overwrite: bool = False
+    path: str | Path,
+    config: Mapping[str, Any],
+    params: Any,
+    *,
+    copied: Mapping[str, Path] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Writes a model folder; it appears complete or not at all.
 
     Where it replaces another there is neither for a moment: who is killed then finds that one in a
     hidden folder beside it. `config`: plain and JSON-able, as `models.onedc.build` takes it.
-    `params`: a tree of arrays, stored in the dtypes that they have. Of several processes all call
-    it; the first one writes. Raises ModelError if `path` exists, unless it is a model folder and
-    `overwrite`.
+    `params`: a tree of arrays, stored in the dtypes that they have. `copied`: files from elsewhere,
+    by their places in the folder. Of several processes all call it; the first one writes. Raises
+    ModelError if `path` exists, unless it is a model folder and `overwrite`.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -102,6 +108,9 @@ def save_model(
             files = sorted(file for file in (new / "params").rglob("*") if file.is_file())
             lines = [f"{file.relative_to(new).as_posix()} {_crc32(file)}\n" for file in files]
             (new / _SUMS).write_text("".join(lines))
+            for name, file in (copied or {}).items():
+                (new / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, new / name)
             _replace(path, new, scratch / "old")
     finally:
         if first:
@@ -177,6 +186,19 @@ def is_sealed(path: str | Path, params: Any) -> bool:
 def read_config(path: str | Path) -> dict[str, Any]:
     """The configuration of a model folder, not its weights. Raises ModelError as `load_model`."""
     return _read_head(Path(path))[1]
+
+
+def built(where: str, make: Callable[[], Any]) -> Any:
+    """What `make` makes of the configuration `where`; ModelError where that makes no model."""
+    try:
+        return make()
+    except ModelError:
+        raise
+    except Exception as error:  # whatever layers that do not fit raise
+        unknown = re.search(r"unexpected keyword argument ('.*?')", str(error))
+        if unknown:
+            raise ModelError(f"{where}: unknown field {unknown[1]}") from error
+        raise ModelError(f"{where}: its layers do not fit ({one_line(error)})") from error
 
 
 def _read_head(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

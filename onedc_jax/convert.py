@@ -1,7 +1,6 @@
 """Released weight files -> a model folder."""
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from onedc_jax import checkpoint, weights
-from onedc_jax.errors import ModelError, one_line
+from onedc_jax.errors import ModelError
 from onedc_jax.models import generator, onedc
 from onedc_jax.models.unet import UNet
 
@@ -47,9 +46,9 @@ def convert(
     for source in (codec_file, generator_file, vae):
         weights.read(source)  # what cannot be opened is told before the long part
     where, config = read_config(config, RELEASED)
-    model = built(where, lambda: onedc.build(config))
+    model = checkpoint.built(where, lambda: onedc.build(config))
     check_stated(vae, {("config.json", "scaling_factor"): model.latent_scale})
-    shapes = built(where, lambda: onedc.param_shapes(model))
+    shapes = checkpoint.built(where, lambda: onedc.param_shapes(model))
     sources = {
         "generator": (generator_file, weights.generator_name),
         "codec": (codec_file, weights.codec_name),
@@ -103,19 +102,6 @@ def read_object(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelError(f"{file}: not a JSON object")
     return found
-
-
-def built(where: str, make: Callable[[], Any]) -> Any:
-    """What `make` makes of the configuration `where`; ModelError where that makes no model."""
-    try:
-        return make()
-    except ModelError:
-        raise
-    except Exception as error:  # whatever layers that do not fit raise
-        unknown = re.search(r"unexpected keyword argument ('.*?')", str(error))
-        if unknown:
-            raise ModelError(f"{where}: unknown field {unknown[1]}") from error
-        raise ModelError(f"{where}: its layers do not fit ({one_line(error)})") from error
 
 
 def check_stated(source: str | Path, expected: Mapping[tuple[str, str], Any]) -> None:

@@ -1,8 +1,6 @@
 """Weights that others released -> model folders that training or evaluation starts from."""
 
 import re
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -13,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onedc_jax import captions, checkpoint, weights
-from onedc_jax.convert import built, cast, check_stated, check_target, fill, read_config
+from onedc_jax.convert import cast, check_stated, check_target, fill, read_config
 from onedc_jax.errors import ModelError
 from onedc_jax.models.clip import TextEncoder
 from onedc_jax.models.inception import Inception
@@ -217,22 +215,10 @@ def convert_part(
     where, fields = read_config(fields, part.fields)
     check_stated(source, part.stated(fields))
     tensors = part.prepare(weights.read(source), heads)
-    shapes = built(where, lambda: part.shapes(fields, tensors))
+    shapes = checkpoint.built(where, lambda: part.shapes(fields, tensors))
     params = cast(fill(kind, shapes, tensors, part.rename, ignore=part.ignore), dtype)
-    _save(Path(out).absolute(), {kind: fields} | part.beside, {kind: params}, words)
-
-
-def _save(out: Path, config: Mapping[str, Any], params: Any, words: Path | None) -> None:
-    """`save_model`, with the tokenizer's files from the folder `words`: all appears at once."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as scratch:
-        new = Path(scratch, out.name)
-        checkpoint.save_model(new, config, params)
-        if words:
-            (new / "tokenizer").mkdir()
-            for name in captions.FILES:
-                shutil.copyfile(words / name, new / "tokenizer" / name)
-        new.rename(out)
+    copied = {f"tokenizer/{name}": words / name for name in captions.FILES} if words else {}
+    checkpoint.save_model(out, {kind: fields} | part.beside, {kind: params}, copied=copied)
 
 
 def _tokenizer_of(source: Path, given: str | Path | None) -> Path:

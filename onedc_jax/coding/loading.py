@@ -9,12 +9,12 @@ import jax
 import numpy as np
 
 from onedc_jax import kept
-from onedc_jax.checkpoint import check_tree, is_sealed, load_model, read_config, resolve
+from onedc_jax.checkpoint import built, check_tree, is_sealed, load_model, read_config, resolve
 from onedc_jax.coding.codec import Codec
 from onedc_jax.coding.networks import Networks
 from onedc_jax.coding.path import FloatPath, IntegerPath
 from onedc_jax.coding.programs import Programs
-from onedc_jax.errors import ModelError, one_line
+from onedc_jax.errors import ModelError
 from onedc_jax.models import integer
 from onedc_jax.models.folding import fold, folded
 from onedc_jax.models.onedc import PARTS, OneDC, build, param_shapes
@@ -62,16 +62,6 @@ def _codec(name: str, model: OneDC, params: Any, entropy: Any | None) -> Codec:
     return Codec(name, Networks.of(model, params, jax.local_devices()[0]), path)
 
 
-def _shapes(path: Path, model: OneDC) -> Any:
-    """`param_shapes`; ModelError where a changed configuration has none."""
-    try:
-        return param_shapes(model)
-    except Exception as error:  # whatever layers that do not fit raise
-        raise ModelError(
-            f"{path / 'model.json'}: its layers do not fit ({one_line(error)})"
-        ) from error
-
-
 def _weights(path: Path, model: OneDC, arithmetic: str) -> tuple[Any, Any]:
     """The folder's parameters as `_ready` makes them, and its integers or None, if they fit.
 
@@ -83,7 +73,8 @@ def _weights(path: Path, model: OneDC, arithmetic: str) -> tuple[Any, Any]:
         raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(sorted(missing))}")
     networks = {name: part for name, part in params.items() if name != "entropy"}
     if not is_sealed(path, params):
-        check_tree(networks, _shapes(path, model))
+        where = str(path / "model.json")
+        check_tree(networks, built(where, lambda: param_shapes(model)))
     entropy = params.get("entropy") if arithmetic == "integer" else None
     if entropy is not None:
         integer.check(entropy, networks["codec"])
