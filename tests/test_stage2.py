@@ -50,7 +50,6 @@ def recipe(model, teacher, **changes):
     config.init.model, config.init.teacher = str(model), str(teacher)
     config.realism = dict(width=8, norm_groups=1)
     config.batch_size, config.data.crop, config.warmup = 2, 128, 0
-    config.trainable = "generator/(vae_reduction|unet/(conv_in|mid_block))/"  # all compile longer
     config.update_from_flattened_dict(changes)
     return config
 
