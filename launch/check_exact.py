@@ -3,11 +3,18 @@
 Exit code 0 if all are as they must be on every device, 1 if any differs, 2 if there is no such
 device or model. docs/exactness.md says what they mean. With --model, prints the digest of a model's
 own integers as well, to compare between machines.
+
+    python launch/check_exact.py --target v5e:2x2
+
+compiles for a device that is not here, as `pip install "jax[tpu]"` or `"jax[cuda12]"` can, and
+counts the types of numbers in the programs: exit code 1 if there is any that rounds.
 """
 
 import argparse
 import os
+import re
 import sys
+from collections import Counter
 
 import jax
 
@@ -15,6 +22,7 @@ from onedc_jax import checkpoint
 from onedc_jax.coding import proof
 from onedc_jax.errors import OneDCError
 from onedc_jax.models import integer
+from onedc_jax.targets import HELP, target_devices
 
 
 def main(cases: list[str], model: str | None) -> int:
@@ -40,6 +48,23 @@ def main(cases: list[str], model: str | None) -> int:
     return int(differ > 0)
 
 
+def compiled(cases: list[str], target: str) -> int:
+    """The exit code of the cases' programs as they are compiled for a target."""
+    device, rounding = target_devices(target)[0], 0
+    there = jax.sharding.SingleDeviceSharding(device)
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
+    print(f"{device.platform} ({device.device_kind}), compiled only, jax {jax.__version__}")
+    for name in cases:
+        shapes = jax.tree.map(shape, proof.case(name))
+        program = jax.jit(proof.predictions).lower(*shapes).compile()
+        types = Counter(re.findall(r"\b(pred|[a-z]+[0-9]+\w*)\[", program.as_text()))
+        found = [name for name in types if not re.fullmatch(r"pred|[su]\d+", name)]
+        rounding += bool(found)
+        counts = ", ".join(f"{count} {name}" for name, count in types.most_common())
+        print(f"{name:8} {f'ROUNDS: {found}' if found else 'OK'} of {counts}", flush=True)
+    return int(rounding > 0)
+
+
 def _device() -> jax.Device:
     try:
         return jax.devices()[0]
@@ -61,11 +86,15 @@ if __name__ == "__main__":
     parser.add_argument("--case", choices=choices, action="append", dest="cases", help=help)
     parser.add_argument("--model", metavar="NAME_OR_PATH", help="also a model's own integers")
     parser.add_argument("--platform", metavar="NAME", help="cpu, cuda, rocm or tpu")
+    parser.add_argument("--target", help=f"only compile, for: {HELP}")
     arguments = parser.parse_args()
-    if arguments.platform:
-        jax.config.update("jax_platforms", arguments.platform)
+    if platform := "cpu" if arguments.target else arguments.platform:
+        jax.config.update("jax_platforms", platform)
+    cases = arguments.cases or choices
     try:
-        sys.exit(main(arguments.cases or choices, arguments.model))
+        if arguments.target:
+            sys.exit(compiled(cases, arguments.target))
+        sys.exit(main(cases, arguments.model))
     except OneDCError as error:
         print(f"check_exact: {error}", file=sys.stderr)
         sys.exit(2)

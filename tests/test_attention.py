@@ -1,5 +1,7 @@
 """Attention too large to hold all its logits is what it is at once."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,3 +74,10 @@ def test_on_a_mesh_attention_is_never_cut_along_positions(images, heads, spec):
 @pytest.mark.parametrize("width", [8, 40, 80, 160])
 def test_half_precision_is_fused_on_an_nvidia_gpu(width):
     assert attention._is_fused(jnp.zeros((1, 8, 1, width), jnp.bfloat16))
+
+
+@pytest.mark.parametrize("capability, widest", [("7.5", 0), ("8.0", 128), ("gfx942", 0)])
+def test_only_gpus_that_have_a_fused_kernel_are_given_one(capability, widest):
+    device = SimpleNamespace(compute_capability=capability)  # a T4, an A100, an AMD Instinct
+    assert attention._widest_fused(device) == widest
+    assert attention._widest_fused(SimpleNamespace()) == 0  # a CPU

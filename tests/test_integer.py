@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,6 +135,13 @@ def test_as_one_program_on_one_thread_with_fast_math_it_is_the_same():
     )
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.rstrip().endswith("OK")
+
+
+@pytest.mark.parametrize("platform", ["cuda", "rocm", "tpu"])
+def test_only_cpus_are_given_anything_that_could_round(case, platform):
+    program = jax.jit(proof.predictions).trace(*case).lower(lowering_platforms=(platform,))
+    assert "i8>" in program.as_text()
+    assert not re.search(r"[x<](b?f|tf)\d+", program.as_text())
 
 
 @pytest.mark.parametrize("product", [integer.product_in_float32, integer.product_in_int8])

@@ -20,6 +20,7 @@ from PIL import Image
 from onedc_jax import folders
 from onedc_jax.checkpoint import load_model, save_model
 from onedc_jax.errors import ModelError, OneDCError
+from onedc_jax.targets import target_devices
 
 LAUNCH = Path(__file__).parent.parent / "launch"
 POINTS = np.array([[0.0], [1.0]], np.float32)
@@ -64,7 +65,7 @@ def test_stretching_makes_a_model_and_refuses_integers(tmp_path, capsys):
 
 def test_a_plan_has_a_line_for_each_update(capsys):
     plan = script("plan")
-    plan["plan"](toy.recipe(rare=2))
+    plan["plan"](toy.recipe(rare=2), jax.devices()[:1])
     printed = capsys.readouterr().out
     assert "toy on 1 × 1 devices" in printed
     assert [line.split()[0] for line in printed.splitlines()[-2:]] == ["rare", "model"]
@@ -97,6 +98,23 @@ def test_a_device_that_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr(jax, "devices", devices)
     with pytest.raises(OneDCError, match="no such device"):
         script("check_exact")["main"]([], None)
+
+
+def test_a_program_that_could_round_is_found(capsys):
+    compiled = script("check_exact")["compiled"]
+    compiled.__globals__["target_devices"] = lambda target: jax.devices("cpu")
+    compiled.__globals__["proof"] = SimpleNamespace(
+        case=lambda name: (np.zeros(3, np.int32 if name == "whole" else np.float32),),
+        predictions=lambda x: x + x,
+    )
+    assert compiled(["whole"], "this") == 0
+    assert compiled(["whole", "real"], "this") == 1
+    assert "real     ROUNDS: ['f32']" in capsys.readouterr().out
+
+
+def test_a_target_that_is_not_there_is_said():
+    with pytest.raises(OneDCError, match="v9: no such target; choose t4, a100"):
+        target_devices("v9")
 
 
 def test_the_demo_shows_all_of_a_folder_but_what_is_unreadable(tmp_path, capsys):

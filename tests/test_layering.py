@@ -23,6 +23,7 @@ ROOMS = {
     "onedc_jax.metrics": [],
     "onedc_jax.sharding": ["errors"],
     "onedc_jax.compilation": [],
+    "onedc_jax.targets": ["errors"],
     "onedc_jax.folders": ["errors"],
     "onedc_jax.torch_files": ["errors"],
     "onedc_jax.weights": ["errors", "trees", "torch_files"],

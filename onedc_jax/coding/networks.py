@@ -63,7 +63,7 @@ class Networks:
         """
         dtype = dtype or ("float32" if device.platform == "cpu" else "bfloat16")
         # For good: programs are compiled for the device that their arrays are on.
-        params = jax.device_put(_halved(params, dtype), device)
+        params = jax.device_put(halved(params, dtype), device)
         return cls(model, params, dtype)
 
     @cached_property
@@ -208,11 +208,12 @@ class Networks:
         return to_uint8(image), seen
 
 
-def _halved(params: Any, dtype: str) -> Any:
+def halved(params: Any, dtype: str) -> Any:
     """The parameters with kernels of the decoder in this type."""
 
     def leaf(name: str, x):
-        return np.asarray(x, dtype) if name.startswith(_HALVED) and name.endswith("kernel") else x
+        kernel = name.startswith(_HALVED) and name.endswith("kernel")
+        return x.astype(dtype, copy=False) if kernel else x
 
     return map_named(leaf, params)
 

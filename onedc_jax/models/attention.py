@@ -60,11 +60,23 @@ def _is_fused(q: Array) -> bool:
     device = jax.config.jax_default_device  # or a platform's name, or None
     if not isinstance(device, jax.Device):
         device = jax.local_devices(backend=device)[0]
-    cuda = "cuda" in device.client.platform_version
-    if not cuda or q.dtype not in (jnp.bfloat16, jnp.float16):
-        return False
-    widest = 256 if float(device.compute_capability) >= 9 else 128
-    return q.shape[-1] % 8 == 0 and q.shape[-1] <= widest
+    half = q.dtype in (jnp.bfloat16, jnp.float16)
+    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= _widest_fused(device)
+
+
+def _widest_fused(device: jax.Device) -> int:
+    """The most channels of a head that cuDNN's fused kernel takes on a device, 0 where it cannot.
+
+    The device may be one to compile for only.
+    """
+    try:
+        capability = float(getattr(device, "compute_capability", 0))
+    except ValueError:  # AMD's are names
+        return 0
+    # For more than 128 jax asks the device that is here, whichever the program is for.
+    if capability >= 9 and jax.default_backend() == "gpu":
+        return 256
+    return 128 if capability >= 8 else 0
 
 
 def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
