@@ -17,16 +17,16 @@ ON_CUDA = "cuda" in jax.local_devices()[0].client.platform_version
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("width", [40, 160])
-def test_large_attention_is_that_of_all_logits(width, dtype, monkeypatch):
+@pytest.mark.parametrize("width, keys", [(40, 286), (40, 77), (160, 286)])
+def test_large_attention_is_that_of_all_logits(width, keys, dtype, monkeypatch):
     # On an NVIDIA GPU half precision takes cuDNN's kernel, whose weights are rounded too.
-    keys = jax.random.split(jax.random.key(0), 5)
+    *rngs, rng, other = jax.random.split(jax.random.key(0), 5)
     q, k, v = (
-        jax.random.normal(key, (2, n, 3, width)).astype(dtype)
-        for key, n in zip(keys, (300, 286, 286), strict=False)
+        jax.random.normal(rng, (2, n, 3, width)).astype(dtype)
+        for rng, n in zip(rngs, (300, keys, keys), strict=True)
     )
-    mask = jax.random.bernoulli(keys[3], 0.7, (2, 286))
-    bias = jax.random.normal(keys[4], (1, 300, 286))
+    mask = jax.random.bernoulli(rng, 0.7, (2, keys))
+    bias = jax.random.normal(other, (1, 300, keys))
 
     def run(q, k, v):
         out = attention.attention(q, k, v, mask, bias)
@@ -53,6 +53,20 @@ def test_bias_on_the_logits_is_the_same_all_at_once_and_in_blocks(monkeypatch):
             patch.setattr(attention, "_DENSE_LOGITS", 0)
             in_blocks = attention.attention(q, k, v, bias=bias)
         np.testing.assert_allclose(at_once, in_blocks, atol=1e-6)
+
+
+@pytest.mark.parametrize("queries, keys", [(6, 4), (7, 4), (6, 5), (7, 5)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_one_query_and_one_key_more_change_nothing(queries, keys, masked):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: rng.standard_normal(shape, np.float32)
+    mask = np.array([[True] * (keys - 1) + [False], [True] * keys]) if masked else None
+    for bias in None, draw(1, queries, keys):
+        inputs = draw(2, queries, 3, 8), draw(2, keys, 3, 8), draw(2, keys, 3, 8), mask, bias
+        even = attention._even(*inputs)
+        assert even[0].shape[1] % 2 == even[1].shape[1] % 2 == 0
+        found = attention._dense_attention(*even)[:, :queries]
+        np.testing.assert_allclose(found, attention._dense_attention(*inputs), atol=1e-6)
 
 
 @pytest.mark.parametrize(

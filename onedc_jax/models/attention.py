@@ -84,6 +84,8 @@ def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Arr
 
     On a mesh all of them are cut alike, as that kernel wants them.
     """
+    queries = q.shape[1]
+    q, k, v, mask, bias = _even(q, k, v, mask, bias)
     there = None
     if mask is not None:
         shape = (mask.shape[0], 1, q.shape[1], k.shape[1])
@@ -96,7 +98,22 @@ def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Arr
             there = lax.with_sharding_constraint(there, images)
         if bias is not None and len(bias) == len(q):
             bias = lax.with_sharding_constraint(bias, images)
-    return jax.nn.dot_product_attention(q, k, v, bias, there, implementation="cudnn")
+    out = jax.nn.dot_product_attention(q, k, v, bias, there, implementation="cudnn")
+    return out[:, :queries]
+
+
+def _even(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> tuple:
+    """The same with one query and one key more where their number is odd, as of captions.
+
+    For gradients jax takes even numbers only. No query sees the key, and nobody the query.
+    """
+    rows, columns = (0, q.shape[1] % 2), (0, k.shape[1] % 2)
+    if columns[1] and mask is None:
+        mask = jnp.ones(k.shape[:2], bool)
+    longer = lambda x, *axes: None if x is None else jnp.pad(x, [(0, 0), *axes])
+    rest = ((0, 0), (0, 0))
+    q, k, v = longer(q, rows, *rest), longer(k, columns, *rest), longer(v, columns, *rest)
+    return q, k, v, longer(mask, columns), longer(bias, rows, columns)
 
 
 def _dense_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
