@@ -1,7 +1,11 @@
 """Meshes and shardings, all by shape. Of the models only attention asks here."""
 
+import math
+from collections.abc import Sequence
+
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -20,7 +24,21 @@ def make_mesh(data: int = -1, fsdp: int = 1, devices=None) -> Mesh:
     shape = (data if data > 0 else len(devices) // max(fsdp, 1), fsdp)
     if min(shape) < 1 or np.prod(shape) != len(devices):
         raise OneDCError(f"mesh data={data} × fsdp={fsdp} does not fit {len(devices)} devices")
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return Mesh(_laid_out(devices, *shape), AXES, axis_types=(AxisType.Auto,) * 2)
+
+
+def _laid_out(devices: Sequence[jax.Device], data: int, fsdp: int) -> np.ndarray:
+    """The devices as data × fsdp, those of a process side by side, along `fsdp` first.
+
+    A process has whole images, which only its own devices can share. On a slice of TPUs the
+    shortest ways alone would lead from host to host.
+    """
+    hosts = len({device.process_index for device in devices})
+    of_a_host = len(devices) // hosts
+    within = math.gcd(fsdp, of_a_host)
+    across = fsdp // within
+    inside, between = (of_a_host // within, within), (hosts // across, across)
+    return mesh_utils.create_hybrid_device_mesh(inside, between, devices, process_is_granule=True)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
