@@ -115,7 +115,7 @@ def plan(config, devices: list[jax.Device]) -> None:
 def _sentences(error: Exception, count: int = 3) -> str:
     """The first few that an error says; what follows are lists of arrays."""
     text = one_line(error).removeprefix("RESOURCE_EXHAUSTED: ")
-    return ". ".join(text.split(". ")[:count]) + "."
+    return ". ".join(text.removesuffix(".").split(". ")[:count])
 
 
 def _bytes(tree, shardings) -> int:

@@ -75,6 +75,24 @@ def test_a_plan_has_a_line_for_each_update(capsys):
     assert err.startswith("plan: flag --config") and err.count("\n") == 1
 
 
+def test_a_plan_goes_on_after_what_does_not_fit(capsys):
+    class Full:
+        state_shardings, frozen_shardings = {}, {}
+
+        def __init__(self, *args, **options): ...
+
+        def compiled(self, name, *args):
+            error = "Ran out of memory (48.00G) of 15.75G. a. b. Largest arrays: ..."
+            raise jax.errors.JaxRuntimeError(f"RESOURCE_EXHAUSTED: {error}")
+
+    plan = script("plan")["plan"]
+    plan.__globals__.update(Programs=Full, _bytes=lambda *args: 0)
+    plan(toy.recipe(rare=2), jax.devices()[:1])
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split()[0] for line in lines] == ["rare", "model"]
+    assert all(line.endswith("fit: Ran out of memory (48.00G) of 15.75G. a. b") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
