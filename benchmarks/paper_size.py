@@ -27,6 +27,7 @@ from onedc_jax.coding import proof
 from onedc_jax.coding.networks import Networks, halved
 from onedc_jax.coding.path import IntegerPath
 from onedc_jax.coding.stream import TOKEN_PIXELS
+from onedc_jax.errors import OneDCError
 from onedc_jax.models.folding import fold, folded
 from onedc_jax.models.init import random_params
 from onedc_jax.models.onedc import build, param_shapes
@@ -128,6 +129,9 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     if arguments.target:
         jax.config.update("jax_platforms", "cpu")
-        plan(arguments.sizes, arguments.target)
+        try:
+            plan(arguments.sizes, arguments.target)
+        except OneDCError as error:
+            parser.error(str(error))
     else:
         main(arguments.sizes)
