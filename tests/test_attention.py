@@ -57,16 +57,31 @@ def test_bias_on_the_logits_is_the_same_all_at_once_and_in_blocks(monkeypatch):
 
 @pytest.mark.parametrize("queries, keys", [(6, 4), (7, 4), (6, 5), (7, 5)])
 @pytest.mark.parametrize("masked", [True, False])
-def test_one_query_and_one_key_more_change_nothing(queries, keys, masked):
+@pytest.mark.parametrize("biased", [True, False])
+def test_what_the_fused_kernel_is_given_is_the_same_attention(
+    queries, keys, masked, biased, monkeypatch
+):
+    def kernel(q, k, v, bias, scale, implementation):  # in cuDNN's place
+        assert q.shape[1] % 2 == k.shape[1] % 2 == q.shape[3] % 8 == 0
+        assert q.shape[3] == k.shape[3] == v.shape[3]
+        return unfused(q, k, v, bias, scale=scale, implementation="xla")
+
+    unfused = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
     rng = np.random.default_rng(0)
     draw = lambda *shape: rng.standard_normal(shape, np.float32)
+    q, k, v = draw(2, queries, 3, 8), draw(2, keys, 3, 8), draw(2, keys, 3, 8)
     mask = np.array([[True] * (keys - 1) + [False], [True] * keys]) if masked else None
-    for bias in None, draw(1, queries, keys):
-        inputs = draw(2, queries, 3, 8), draw(2, keys, 3, 8), draw(2, keys, 3, 8), mask, bias
-        even = attention._even(*inputs)
-        assert even[0].shape[1] % 2 == even[1].shape[1] % 2 == 0
-        found = attention._dense_attention(*even)[:, :queries]
-        np.testing.assert_allclose(found, attention._dense_attention(*inputs), atol=1e-6)
+    bias = draw(1, queries, keys) if biased else None
+
+    def run(attend):
+        total = lambda *qkv: jnp.square(attend(*qkv, mask, bias)).sum()
+        return attend(q, k, v, mask, bias), *jax.grad(total, (0, 1, 2))(q, k, v)
+
+    for found, wanted in zip(
+        run(attention._fused_attention), run(attention._dense_attention), strict=True
+    ):
+        np.testing.assert_allclose(found, wanted, atol=2e-6)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Attention of any size: all logits at once, by cuDNN's fused kernel, or block by block."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -13,6 +15,8 @@ Array = jax.Array
 # head and a block of queries at a time, so that memory grows linearly with the number of pixels.
 _DENSE_LOGITS = 1 << 22
 _QUERY_BLOCK = 256
+
+_SPARE = 8  # channels that cuDNN's kernel is given for the mask: it takes multiples of 8
 
 
 def attention(
@@ -61,7 +65,7 @@ def _is_fused(q: Array) -> bool:
     if not isinstance(device, jax.Device):
         device = jax.local_devices(backend=device)[0]
     half = q.dtype in (jnp.bfloat16, jnp.float16)
-    return half and q.shape[-1] % 8 == 0 and q.shape[-1] <= _widest_fused(device)
+    return half and q.shape[-1] % 8 == 0 and q.shape[-1] + _SPARE <= _widest_fused(device)
 
 
 def _widest_fused(device: jax.Device) -> int:
@@ -80,26 +84,21 @@ def _widest_fused(device: jax.Device) -> int:
 
 
 def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
-    """`attention` by cuDNN: mask and bias, of all queries and keys, in the type of q.
+    """`attention` by cuDNN: bias, of all queries and keys, in the type of q.
 
     On a mesh all of them are cut alike, as that kernel wants them.
     """
-    queries = q.shape[1]
+    _, queries, _, width = q.shape
     q, k, v, mask, bias = _even(q, k, v, mask, bias)
-    there = None
     if mask is not None:
-        shape = (mask.shape[0], 1, q.shape[1], k.shape[1])
-        there = jnp.broadcast_to(mask[:, None, None, :], shape)
+        q, k, v = _barred(q, k, v, mask)
     bias = None if bias is None else bias[:, None].astype(q.dtype)
     if spec := attention_spec(q.shape[0], q.shape[2]):
-        images = P(spec[0])
         q, k, v = (lax.with_sharding_constraint(x, spec) for x in (q, k, v))
-        if there is not None:
-            there = lax.with_sharding_constraint(there, images)
         if bias is not None and len(bias) == len(q):
-            bias = lax.with_sharding_constraint(bias, images)
-    out = jax.nn.dot_product_attention(q, k, v, bias, there, implementation="cudnn")
-    return out[:, :queries]
+            bias = lax.with_sharding_constraint(bias, P(spec[0]))
+    kernel = partial(jax.nn.dot_product_attention, scale=width**-0.5, implementation="cudnn")
+    return kernel(q, k, v, bias)[:, :queries, :, :width]
 
 
 def _even(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> tuple:
@@ -114,6 +113,17 @@ def _even(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) 
     rest = ((0, 0), (0, 0))
     q, k, v = longer(q, rows, *rest), longer(k, columns, *rest), longer(v, columns, *rest)
     return q, k, v, longer(mask, columns), longer(bias, rows, columns)
+
+
+def _barred(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Array, Array]:
+    """q, k and v of _SPARE channels more, by which no query finds a key that is not there.
+
+    cuDNN would have the mask as a bias of every query and key, and give its gradient as well.
+    """
+    wider = lambda x, value: jnp.pad(x, [(0, 0)] * 3 + [(0, _SPARE)], constant_values=value)
+    bars = jnp.where(mask, 0.0, -3e4).astype(k.dtype)[..., None, None]
+    bars = jnp.broadcast_to(bars, (*k.shape[:3], _SPARE))
+    return wider(q, 1e3), jnp.concatenate([k, bars], axis=-1), wider(v, 0.0)
 
 
 def _dense_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
