@@ -31,7 +31,7 @@ from onedc_jax.errors import OneDCError
 from onedc_jax.models.folding import fold, folded
 from onedc_jax.models.init import random_params
 from onedc_jax.models.onedc import build, param_shapes
-from onedc_jax.targets import HELP, target_devices
+from onedc_jax.targets import HELP, shapes_on, target_devices
 
 _GIB = 2**30
 
@@ -85,18 +85,14 @@ class Planned:
     """
 
     def __init__(self, device: jax.Device):
-        self._here = jax.sharding.SingleDeviceSharding(device)
+        self._device = device
         self.memory = {}
 
-    def placed(self, tree):
-        """Shapes, as of arrays on the device."""
-        there = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._here)
-        return jax.tree.map(there, tree)
-
-    def get(self, key, function, of: str, *args) -> None:
+    def get(self, key, function, of: str, *args) -> int:
         del of
         if key not in self.memory:
-            found = jax.jit(function).lower(*self.placed(args)).compile().memory_analysis()
+            args = shapes_on(self._device, args)
+            found = jax.jit(function).lower(*args).compile().memory_analysis()
             parts = ("temp_size", "output_size", "generated_code_size")
             self.memory[key] = sum(getattr(found, f"{part}_in_bytes") for part in parts)
             print(*key, f"{self.memory[key] / _GIB:.2f} GiB", file=sys.stderr, flush=True)
@@ -108,7 +104,7 @@ def plan(sizes: list[tuple[int, int]], target: str) -> None:
     device, model = target_devices(target)[0], folded(build({}))
     programs = Planned(device)
     params = jax.eval_shape(partial(halved, dtype="bfloat16"), param_shapes(model))
-    networks = Networks(model, programs.placed(params), "bfloat16", programs)
+    networks = Networks(model, params, "bfloat16", programs)
     weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
     rows = []
     for width, height in sorted(sizes, key=np.prod):

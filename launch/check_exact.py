@@ -22,7 +22,7 @@ from onedc_jax import checkpoint
 from onedc_jax.coding import proof
 from onedc_jax.errors import OneDCError
 from onedc_jax.models import integer
-from onedc_jax.targets import HELP, target_devices
+from onedc_jax.targets import HELP, shapes_on, target_devices
 
 
 def main(cases: list[str], model: str | None) -> int:
@@ -51,16 +51,13 @@ def main(cases: list[str], model: str | None) -> int:
 def compiled(cases: list[str], target: str) -> int:
     """The exit code of the cases' programs as they are compiled for a target."""
     device, rounding = target_devices(target)[0], 0
-    there = jax.sharding.SingleDeviceSharding(device)
-    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
     print(f"{device.platform} ({device.device_kind}), compiled only, jax {jax.__version__}")
     for name in cases:
-        shapes = jax.tree.map(shape, proof.case(name))
-        program = jax.jit(proof.predictions).lower(*shapes).compile()
+        program = jax.jit(proof.predictions).lower(*shapes_on(device, proof.case(name))).compile()
         types = Counter(re.findall(r"\b(pred|[a-z]+[0-9]+\w*)\[", program.as_text()))
-        found = [name for name in types if not re.fullmatch(r"pred|[su]\d+", name)]
+        found = [kind for kind in types if not re.fullmatch(r"pred|[su]\d+", kind)]
         rounding += bool(found)
-        counts = ", ".join(f"{count} {name}" for name, count in types.most_common())
+        counts = ", ".join(f"{count} {kind}" for kind, count in types.most_common())
         print(f"{name:8} {f'ROUNDS: {found}' if found else 'OK'} of {counts}", flush=True)
     return int(rounding > 0)
 
@@ -88,6 +85,8 @@ if __name__ == "__main__":
     parser.add_argument("--platform", metavar="NAME", help="cpu, cuda, rocm or tpu")
     parser.add_argument("--target", help=f"only compile, for: {HELP}")
     arguments = parser.parse_args()
+    if arguments.target and (arguments.platform or arguments.model):
+        parser.error("--target runs nothing: --platform and --model go without it")
     if platform := "cpu" if arguments.target else arguments.platform:
         jax.config.update("jax_platforms", platform)
     cases = arguments.cases or choices

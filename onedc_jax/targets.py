@@ -7,7 +7,7 @@ of convolutions, is left to the compiler's rules.
 
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -78,6 +78,13 @@ def target_devices(target: str, count: int = 1) -> list[jax.Device]:
         raise OneDCError(f"{target}: {one_line(error)}") from error
     except (NotImplementedError, RuntimeError) as error:
         raise OneDCError(f'{target}: its compiler is missing; pip install "{package}"') from error
+
+
+def shapes_on(device: jax.Device, tree: Any) -> Any:
+    """Shapes and dtypes of a tree, as of arrays on a device: what they are lowered to is for it."""
+    there = jax.sharding.SingleDeviceSharding(device)
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
+    return jax.tree.map(shape, tree)
 
 
 def _machine(name: str, count: int) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """Attention of any size: all logits at once, by cuDNN's fused kernel, or block by block."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -97,8 +95,8 @@ def _fused_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Arr
         q, k, v = (lax.with_sharding_constraint(x, spec) for x in (q, k, v))
         if bias is not None and len(bias) == len(q):
             bias = lax.with_sharding_constraint(bias, P(spec[0]))
-    kernel = partial(jax.nn.dot_product_attention, scale=width**-0.5, implementation="cudnn")
-    return kernel(q, k, v, bias)[:, :queries, :, :width]
+    options = dict(scale=width**-0.5, implementation="cudnn")
+    return jax.nn.dot_product_attention(q, k, v, bias, **options)[:, :queries, :, :width]
 
 
 def _even(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> tuple:
