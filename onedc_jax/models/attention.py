@@ -33,28 +33,7 @@ def attention(
     if _is_fused(q):
         return _fused_attention(q, k, v, mask, bias)
 
-    blocks = -(-queries // _QUERY_BLOCK)
-    pad = (0, blocks * _QUERY_BLOCK - queries)
-    q = jnp.pad(q, ((0, 0), pad, (0, 0), (0, 0)))
-    q = q.reshape(batch, blocks, _QUERY_BLOCK, heads, -1).transpose(
-        3, 1, 0, 2, 4
-    )  # [h, n, B, 256, d]
-    k, v = (x.transpose(2, 0, 1, 3) for x in (k, v))  # [h, B, M, d]
-    if bias is not None:
-        bias = jnp.pad(bias, ((0, 0), pad, (0, 0)))
-        bias = bias.reshape(-1, blocks, _QUERY_BLOCK, bias.shape[-1])
-        bias = bias.transpose(1, 0, 2, 3)  # [n, B or 1, 256, M]
-
-    @jax.checkpoint  # in training too, no more than one block's softmax is in memory
-    def part(q, k, v, bias):
-        return _dense_attention(q, k, v, mask, bias)[:, :, 0]
-
-    def head(qkv):
-        q, k, v = (x[..., None, :] for x in qkv)  # as one head
-        return lax.map(lambda args: part(args[0], k, v, args[1]), (q, bias))
-
-    out = lax.map(head, (q, k, v)).transpose(2, 1, 3, 0, 4)  # [B, n, 256, h, d]
-    return out.reshape(batch, blocks * _QUERY_BLOCK, heads, -1)[:, :queries]
+    return _block_attention(q, k, v, mask, bias)
 
 
 def _is_fused(q: Array) -> bool:
@@ -126,11 +105,54 @@ def _barred(q: Array, k: Array, v: Array, mask: Array) -> tuple[Array, Array, Ar
 
 def _dense_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
     logits = jnp.einsum("bnhd,bmhd->bhnm", q, k, preferred_element_type=jnp.float32)
-    logits *= q.shape[-1] ** -0.5
+    bias = None if bias is None else bias[:, None]
+    mask = None if mask is None else mask[:, None, None]
+    weights = jax.nn.softmax(_adjusted(logits, q.shape[-1], mask, bias), axis=-1).astype(v.dtype)
+    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+
+
+def _block_attention(q: Array, k: Array, v: Array, mask: Array | None, bias: Array | None) -> Array:
+    """`attention` of one head and one block of queries at a time.
+
+    Weights are divided by their sum after the product with v, to which they come as one channel
+    more: on CPUs the softmax by itself takes longer than all the products.
+    """
+    batch, queries, heads, width = q.shape
+    blocks = -(-queries // _QUERY_BLOCK)
+    pad = (0, blocks * _QUERY_BLOCK - queries)
+    q = jnp.pad(q, ((0, 0), pad, (0, 0), (0, 0)))
+    q = q.reshape(batch, blocks, _QUERY_BLOCK, heads, width).transpose(3, 1, 0, 2, 4)
+    v = jnp.pad(v, [(0, 0)] * 3 + [(0, 1)], constant_values=1.0)
+    k, v = (x.transpose(2, 0, 1, 3) for x in (k, v))  # [h, B, M, d] and [h, B, M, d + 1]
     if bias is not None:
-        logits += bias[:, None]
+        bias = jnp.pad(bias, ((0, 0), pad, (0, 0)))
+        bias = bias.reshape(-1, blocks, _QUERY_BLOCK, bias.shape[-1])
+        bias = bias.transpose(1, 0, 2, 3)  # [n, B or 1, 256, M]
+    mask = None if mask is None else mask[:, None]
+
+    @jax.checkpoint  # in training too, no more than one block's weights are in memory
+    def part(q, k, v, bias):
+        logits = jnp.einsum("bnd,bmd->bnm", q, k, preferred_element_type=jnp.float32)
+        logits = _adjusted(logits, width, mask, bias)
+        weights = jnp.exp(logits - lax.stop_gradient(logits.max(-1, keepdims=True)))
+        weights = weights.astype(v.dtype)
+        out = jnp.einsum("bnm,bmd->bnd", weights, v, preferred_element_type=jnp.float32)
+        return (out[..., :-1] / out[..., -1:]).astype(v.dtype)
+
+    def head(qkv):
+        q, k, v = qkv
+        return lax.map(lambda args: part(args[0], k, v, args[1]), (q, bias))
+
+    out = lax.map(head, (q, k, v)).transpose(2, 1, 3, 0, 4)  # [B, n, 256, h, d]
+    return out.reshape(batch, blocks * _QUERY_BLOCK, heads, width)[:, :queries]
+
+
+def _adjusted(logits: Array, width: int, mask: Array | None, bias: Array | None) -> Array:
+    """Products of q and k [..] as the softmax takes them; mask and bias are of as many axes."""
+    logits *= width**-0.5
+    if bias is not None:
+        logits += bias
     if mask is not None:
         # Not -inf: where there is no key at all, what comes out is of no interest, but no NaN.
-        logits = jnp.where(mask[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhnm,bmhd->bnhd", weights, v)
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    return logits

@@ -89,6 +89,10 @@ class Conv(nn.Module):
             y += low * (self.alpha / self.rank)
         return y
 
+    def of_upsampled(self, x: Array, height: int, width: int) -> Array:
+        """The convolution of `upsample_nearest`."""
+        return self(upsample_nearest(x, height, width))
+
 
 def convolved(
     x: Array, kernel: Array, stride: int, pads, precision: lax.PrecisionLike = None
@@ -194,11 +198,18 @@ class GroupNorm(nn.Module):
 
     def moments(self, x: Array, mask: Array | None = None) -> tuple[Array, Array]:
         """Mean and variance of each group, float32, to broadcast with [.., H, W, groups, C']."""
-        g = self._grouped(x)
-        axes = (-4, -3, -1)
-        where = None if mask is None else mask[..., None]
-        mean = g.mean(axes, keepdims=True, where=where)
-        return mean, jnp.square(g - mean).mean(axes, keepdims=True, where=where)
+
+        def average(values: Array) -> Array:
+            # Over positions first, all channels side by side: several times faster on CPUs.
+            if mask is None:
+                values = values.mean((-3, -2), keepdims=True)
+            else:
+                values = jnp.where(mask, values, 0).sum((-3, -2), keepdims=True)
+                values /= mask.sum((-3, -2), keepdims=True)
+            return self._grouped(values).mean(-1, keepdims=True)
+
+        mean = average(x.astype(jnp.float32))
+        return mean, average(jnp.square(self._grouped(x) - mean).reshape(x.shape))
 
     def _grouped(self, x: Array) -> Array:
         """[.., H, W, C] -> float32 [.., H, W, groups, C / groups]."""

@@ -56,7 +56,7 @@ def within(
 
     def call(next_function, args, kwargs, context):
         x = args[0] if args else None
-        match context.module if context.method_name == "__call__" else None:
+        match context.module if context.method_name in ("__call__", "of_upsampled") else None:
             case Conv(size=size) if size > 1:
                 args = (jnp.where(here(x), x, 0), *args[1:])
             case DepthwiseConv3x3():

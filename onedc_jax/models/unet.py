@@ -23,7 +23,6 @@ from onedc_jax.models.layers import (
     ResnetBlock,
     TimeEmbedding,
     recomputed,
-    upsample_nearest,
 )
 
 Array = jax.Array
@@ -203,8 +202,8 @@ class UpBlock(nn.Module):
             if self.attend:
                 x = self.attend(name=f"attentions_{i}")(x, *context)
         if self.size:
-            x = upsample_nearest(x, *self.size)
-            x = self.conv(self.features, 3, name="upsamplers_0_conv")(x)
+            conv = self.conv(self.features, 3, name="upsamplers_0_conv")
+            x = conv.of_upsampled(x, *self.size)
         return x
 
 

@@ -23,7 +23,6 @@ from onedc_jax.models.layers import (
     pixel_shuffle,
     pixel_unshuffle,
     recomputed,
-    upsample_nearest,
 )
 from onedc_jax.models.transform import BlockInverse, BlockTransform
 from onedc_jax.models.unet import MidBlock, Resnet
@@ -100,8 +99,8 @@ class Level(nn.Module):
         if self.change == "down":
             return conv(2, ((0, 1), (0, 1)), name="downsamplers_0_conv")(x)
         if self.change == "up":
-            x = upsample_nearest(x, 2 * x.shape[1], 2 * x.shape[2])
-            return conv(name="upsamplers_0_conv")(x)
+            conv = conv(name="upsamplers_0_conv")
+            return conv.of_upsampled(x, 2 * x.shape[1], 2 * x.shape[2])
         return x
 
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from onedc_jax.models.layers import Conv, GroupNorm, ResnetBlock, upsample_nearest
+from onedc_jax.models.layers import Conv, GroupNorm, ResnetBlock
 
 Array = jax.Array
 
@@ -42,8 +42,8 @@ class Level(nn.Module):
         for i in range(self.layers):
             x = ResnetBlock(self.features, self.norm, self.dtype, name=f"block_{i}")(x)
         if self.upsample:
-            x = upsample_nearest(x, 2 * x.shape[1], 2 * x.shape[2])
-            x = Conv(self.features, 3, dtype=self.dtype, name="upsample_conv")(x)
+            conv = Conv(self.features, 3, dtype=self.dtype, name="upsample_conv")
+            x = conv.of_upsampled(x, 2 * x.shape[1], 2 * x.shape[2])
         return x
 
 
