@@ -25,7 +25,7 @@ Array = jax.Array
 _CHANNELS, _UPSAMPLED_CHANNELS = 128, 40
 _POSITIONS = 32 * 32
 
-# Positions at a time: what is made of them takes as much memory as three and thirteen times as many.
+# Positions at a time: what is made of them takes the memory of three and thirteen times as many.
 _BAND, _UPSAMPLED_BAND = 1 << 18, 1 << 16
 
 # Of the points 0, ±1, ±2 and infinity: what is made of inputs, of weights and of their products.
