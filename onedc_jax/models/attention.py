@@ -32,7 +32,6 @@ def attention(
         return _dense_attention(q, k, v, mask, bias)
     if _is_fused(q):
         return _fused_attention(q, k, v, mask, bias)
-
     return _block_attention(q, k, v, mask, bias)
 
 
