@@ -219,4 +219,5 @@ def test_a_folder_of_all_sizes_makes_few_programs(tmp_path, no_programs_on_disk)
     compiled.clear()
     for image, data in zip(images, streams, strict=True):
         assert codec.decode(data).shape == image.shape
-    assert len(shapes) == count() <= 8  # what makes y of tokens was compiled for encoding
+    # What makes y of tokens was compiled for encoding; windows share their norms' statistics.
+    assert len(shapes) + 1 == count() <= 8

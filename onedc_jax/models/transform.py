@@ -65,10 +65,10 @@ class BlockInverse(nn.Module):
             kernel = pixel_unshuffle(parts, size).reshape(2, 2, c, -1)
         x = x.astype(jnp.float32) * _scale(self, c)
         x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-        corners = [(i, j) for i in range(2) for j in range(2)]
-        parts = (x[:, i : i + h + 1, j : j + w + 1] @ kernel[i, j] for i, j in corners)
+        around = [x[:, i : i + h + 1, j : j + w + 1] for i in range(2) for j in range(2)]
+        squares = jnp.concatenate(around, axis=-1) @ kernel.reshape(4 * c, -1)
         half = size // 2
-        return pixel_shuffle(sum(parts), size)[:, half:-half, half:-half]
+        return pixel_shuffle(squares, size)[:, half:-half, half:-half]
 
 
 def _scale(module: nn.Module, features: int) -> Array:
