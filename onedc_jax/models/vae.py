@@ -99,8 +99,7 @@ class Level(nn.Module):
         if self.change == "down":
             return conv(2, ((0, 1), (0, 1)), name="downsamplers_0_conv")(x)
         if self.change == "up":
-            conv = conv(name="upsamplers_0_conv")
-            return conv.of_upsampled(x, 2 * x.shape[1], 2 * x.shape[2])
+            return conv(name="upsamplers_0_conv").of_upsampled(x, 2 * x.shape[1], 2 * x.shape[2])
         return x
 
 
