@@ -30,9 +30,11 @@ Array = jax.Array
 
 _SHAPES = SHAPES[:-1]  # the small ones: gradients hold all that a decoder computes
 _PIXELS = 0.4  # weight of L1 beside LPIPS, which minds colours little
-_RATE = 0.03  # how far y goes in its first step, of the unit that it is rounded to
-_MOMENTUM, _SPREAD = 0.8, 0.95  # how much of the gradients' mean and square is kept from a step
+_STEP = 0.05  # how far a search of one step moves y, in units that y is rounded to
+_SHORTER = 0.4  # the first of n steps goes n to this power less far
+_MOMENTUM = 0.8  # how much of the gradients' mean is kept from a step to the next
 _SLACK = 1.1  # a y of so many times the bits is still taken
+_THRIFT = 0.3  # weight of bits beside the gradient once all of these are spent
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,25 +68,29 @@ class Refinement:
         `image` is uint8 [H, W, 3], y what `Networks.analyse` found of it, with the knob's gain. The
         same y comes back where no step helps.
         """
-        best, lowest, limit = y, np.inf, np.inf
-        mean, square = np.zeros_like(y), np.zeros_like(y)
+        best, lowest, first = y, np.inf, None
+        mean = np.zeros_like(y)
+        reach = _STEP / self.steps**_SHORTER
         for step in self.watch(range(self.steps + 1)):
             coded, y_hat = self.path.quantise(y, z_indices, rate)
             bits, slope = costs(*(placed(part, *y.shape[:2]) for part in zip(*coded, strict=True)))
             distortion, gradient = self.distortion(image, y_hat, z_indices, rate)
-            if step == 0:
-                limit = _SLACK * bits
-            if distortion < lowest and bits <= limit:
+            first = first or max(bits, 1.0)
+            spent = max(0.0, bits / first - 1) / (_SLACK - 1)
+            if distortion < lowest and spent <= 1:
                 best, lowest = y, distortion
-            # The price of bits at which the step, to first order, spends none.
-            price = max(0.0, -np.vdot(gradient, slope) / max(np.vdot(slope, slope), 1e-30))
+            # The price of bits at which the step, to first order, spends none, and saves some where
+            # others have spent.
+            steepness = max(np.linalg.norm(slope), 1e-15)
+            price = max(0.0, -np.vdot(gradient, slope) / steepness**2)
+            price += _THRIFT * spent * np.linalg.norm(gradient) / steepness
             gradient += price * slope
-            # The rest is Adam (Kingma and Ba, 2015), whose steps become shorter.
             mean = _MOMENTUM * mean + (1 - _MOMENTUM) * gradient
-            square = _SPREAD * square + (1 - _SPREAD) * gradient**2
-            part = 1 - np.array([_MOMENTUM, _SPREAD]) ** (step + 1)  # they began at zero
-            length = _RATE * (0.5 + 0.5 * np.cos(np.pi * step / self.steps))
-            y = y - length * (mean / part[0]) / (np.sqrt(square / part[1]) + 1e-12)
+            # By roots of gradients, so that what gains most is rounded otherwise first: all by the
+            # same, as Adam's first step is, half as many steps gain as much.
+            size = np.abs(mean)
+            length = reach * (0.5 + 0.5 * np.cos(np.pi * step / self.steps))
+            y = y - length * np.sign(mean) * np.sqrt(size / (size.mean() + 1e-30))
             y = y.astype(np.float32)
         return best
 
