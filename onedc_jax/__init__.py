@@ -9,7 +9,7 @@ In Python:
 Errors that a caller can mend are OneDCErrors (ValueErrors), and say in one line what is wrong.
 """
 
-from importlib import import_module
+from onedc_jax import lazy
 
 __version__ = "0.1.0"
 
@@ -23,15 +23,4 @@ _HOMES = {
     "ImageError": "onedc_jax.errors",
 }
 __all__ = ["__version__", *_HOMES]
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy.attributes(__name__, _HOMES)

@@ -150,7 +150,7 @@ def atomic_write(path: str | os.PathLike, data: bytes, overwrite: bool = False) 
     what it leads to is written.
     """
     check_free(path, overwrite)
-    target = _followed(path)
+    target = followed(path)
     temporary = target.parent / f".onedc-{secrets.token_hex(8)}.tmp"
     try:
         with open(temporary, "xb") as file:
@@ -174,7 +174,7 @@ def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        folder = _followed(path).parent
+        folder = followed(path).parent
         if not folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, "no such folder", str(folder)) from None
         return
@@ -184,7 +184,7 @@ def check_free(path: str | os.PathLike, overwrite: bool = False) -> None:
         raise _exists(path)
 
 
-def _followed(path: str | os.PathLike) -> Path:
+def followed(path: str | os.PathLike) -> Path:
     """The file that a link leads to, be it there or not; any other path as it is."""
     return Path(os.path.realpath(path) if os.path.islink(path) else path)
 

@@ -14,7 +14,11 @@ from reference import relative_l2
 from onedc_jax.models import attention
 from onedc_jax.sharding import AXES, attention_spec
 
-ON_CUDA = "cuda" in jax.local_devices()[0].client.platform_version
+_DEVICE = jax.local_devices()[0]
+ON_HOPPER = (
+    "cuda" in _DEVICE.client.platform_version
+    and float(getattr(_DEVICE, "compute_capability", 0)) >= 9
+)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -102,7 +106,7 @@ def test_on_a_mesh_attention_is_never_cut_along_positions(images, heads, spec):
         assert attention_spec(images, heads) == spec
 
 
-@pytest.mark.skipif(not ON_CUDA, reason="needs an NVIDIA GPU")
+@pytest.mark.skipif(not ON_HOPPER, reason="needs an NVIDIA GPU of capability 9 or more")
 @pytest.mark.parametrize("width", [8, 40, 80, 160])
 def test_half_precision_is_fused_on_an_nvidia_gpu(width):
     assert attention._is_fused(jnp.zeros((1, 8, 1, width), jnp.bfloat16))

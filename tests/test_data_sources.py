@@ -298,6 +298,16 @@ def test_packing_replaces_only_when_asked_and_then_wholly(photos, tmp_path, caps
     check_same(open_source(out), photos)
 
 
+def test_packing_writes_what_a_link_leads_to(photos, tmp_path):
+    link, there = tmp_path / "a.array_record", tmp_path / "there" / "b.array_record"
+    there.parent.mkdir()
+    there.touch()
+    link.symlink_to(there)
+    assert main([str(photos), str(link), "--overwrite"]) == 0
+    assert link.is_symlink()
+    check_same(open_source(there), photos)
+
+
 @pytest.mark.parametrize(
     "source, out, options",
     [

@@ -4,7 +4,7 @@ A source is examples by number, `open_source("photos/")[7]`, whatever they are s
 makes of it what a training step takes, and `python -m onedc_jax.data` packs one into few files.
 """
 
-from importlib import import_module
+from onedc_jax import lazy
 
 # Looked up when first asked for: the pipeline imports grain, and that jax.
 _HOMES = {
@@ -22,15 +22,4 @@ _HOMES = {
     "open_source": "onedc_jax.data.sources",
 }
 __all__ = [*_HOMES]
-
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy.attributes(__name__, _HOMES)

@@ -17,7 +17,7 @@ from onedc_jax import folders
 from onedc_jax.data.examples import Source
 from onedc_jax.data.sources import pack_record, part_names, parts_of
 from onedc_jax.errors import ImageError, OneDCError, one_line
-from onedc_jax.images import check_free
+from onedc_jax.images import check_free, followed
 
 _WEBP_SIDE = 16383  # pixels, the most that WebP holds
 
@@ -60,8 +60,9 @@ def pack(
 
     Images keep the bytes they have, in the order of the source, unless `smaller` encodes them anew.
     One file is `target`, NAME.array_record; several are NAME-00000-of-00004.array_record and so on.
-    They have temporary names until all are complete. Each is decoded once: the unreadable ones are
-    left out and told to `skipped`; `done` is called after each image.
+    They have temporary names until all are complete; of a link what it leads to is written. Each
+    image is decoded once: the unreadable ones are left out and told to `skipped`; `done` is called
+    after each image.
 
     Raises OneDCError for a target of another name, for more shards than images, and where no image
     is readable; FileExistsError if a file or set of this name is there, unless `overwrite` is set,
@@ -78,7 +79,8 @@ def pack(
     folders.make(target.parent)
     final = part_names(target, shards)
     mark = secrets.token_hex(8)
-    temporary = [path.with_name(f".onedc-{mark}-{n}.tmp") for n, path in enumerate(final)]
+    places = [followed(path) for path in final]
+    temporary = [path.with_name(f".onedc-{mark}-{n}.tmp") for n, path in enumerate(places)]
     written = 0
     records = _records(source, smaller, threads, skipped, done)
     try:
@@ -87,8 +89,8 @@ def pack(
             written += _write(path, records, end - n * len(source) // shards)
         if not written:
             raise OneDCError(f"{source.title}: none of its {len(source)} images is readable")
-        for path, name in zip(temporary, final, strict=True):
-            os.replace(path, name)
+        for path, place in zip(temporary, places, strict=True):
+            os.replace(path, place)
         for path in before:
             if path not in final:
                 path.unlink()
