@@ -86,8 +86,8 @@ class Refinement:
             price += _THRIFT * spent * np.linalg.norm(gradient) / steepness
             gradient += price * slope
             mean = _MOMENTUM * mean + (1 - _MOMENTUM) * gradient
-            # By roots of gradients, so that what gains most is rounded otherwise first: all by the
-            # same, as Adam's first step is, half as many steps gain as much.
+            # Values go by the roots of their gradients, farther where more is to gain. By signs
+            # alone, as in Adam's first steps, it takes twice as many for the same.
             size = np.abs(mean)
             length = reach * (0.5 + 0.5 * np.cos(np.pi * step / self.steps))
             y = y - length * np.sign(mean) * np.sqrt(size / (size.mean() + 1e-30))
