@@ -203,17 +203,25 @@ def built(where: str, make: Callable[[], Any]) -> Any:
 
 def _read_head(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The two parts of model.json: what this module says of the folder, and the configuration."""
-    try:
-        config = json.loads((path / "model.json").read_text())
-    except OSError as error:
-        raise ModelError(f"{path}: not a model folder, model.json cannot be read") from error
-    except ValueError as error:
-        raise ModelError(f"{path / 'model.json'}: not valid JSON ({error})") from error
-    found = config.get("format") if isinstance(config, dict) else None
-    if found != FORMAT:
-        raise ModelError(f"{path / 'model.json'}: format {found}, but this version reads {FORMAT}")
+    file = path / "model.json"
+    config = read_object(file)
+    if config.get("format") != FORMAT:
+        raise ModelError(f"{file}: format {config.get('format')}, but this version reads {FORMAT}")
     head = {key: config.pop(key) for key in HEAD & config.keys()}
     return head, config
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ModelError if there is none."""
+    try:
+        found = json.loads(file.read_text())
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ModelError(f"{file}: not JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{file}: not a JSON object")
+    return found
 
 
 def _check_sums(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Released weight files -> a model folder."""
 
-import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -87,21 +86,8 @@ def read_config(
     """
     if given is None or isinstance(given, Mapping):
         return "the configuration", dict(default if given is None else given)
-    config = read_object(Path(given))
+    config = checkpoint.read_object(Path(given))
     return str(given), {key: x for key, x in config.items() if key not in checkpoint.HEAD}
-
-
-def read_object(file: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises ModelError if there is none."""
-    try:
-        found = json.loads(file.read_text())
-    except OSError as error:
-        raise ModelError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ModelError(f"{file}: not JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{file}: not a JSON object")
-    return found
 
 
 def check_stated(source: str | Path, expected: Mapping[tuple[str, str], Any]) -> None:
@@ -113,7 +99,7 @@ def check_stated(source: str | Path, expected: Mapping[tuple[str, str], Any]) ->
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     for (name, key), value in expected.items():
         file = folder / name
-        stated = read_object(file).get(key) if file.is_file() else None
+        stated = checkpoint.read_object(file).get(key) if file.is_file() else None
         if any(x not in (None, value) for x in (stated if isinstance(stated, list) else [stated])):
             raise ModelError(
                 f"{file}: {key} is {stated}, expected {value}; these are another network's weights"

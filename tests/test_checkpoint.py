@@ -118,10 +118,11 @@ def write_json(text):
 @pytest.mark.parametrize(
     "damage, message",
     [
-        (shutil.rmtree, "model.json cannot be read"),
-        (lambda folder: (folder / "model.json").unlink(), "model.json cannot be read"),
-        (write_json("{"), "not valid JSON"),
-        (write_json("[]"), "format None"),
+        (shutil.rmtree, "model.json: cannot be read"),
+        (lambda folder: (folder / "model.json").unlink(), "model.json: cannot be read"),
+        (write_json("{"), "not JSON"),
+        (write_json("[]"), "not a JSON object"),
+        (write_json("{}"), "format None"),
         (write_json(json.dumps({"format": 2})), "format 2"),
         (remove_params, r"params/.*: missing or damaged; copy the folder anew"),
         (empty_params, r"params/.*: missing or damaged; copy the folder anew"),
