@@ -32,6 +32,7 @@ def test_a_batch_is_judged_picture_by_picture(plain):
     assert tuple(values) == plain.names == ("psnr", "ms_ssim")
     np.testing.assert_allclose(values["ms_ssim"], metrics.ms_ssim(a, b))
     assert plain(a[0], b[0]) == pytest.approx({k: v[0] for k, v in values.items()}, rel=1e-5)
+    assert plain(a[0], b[0], ["psnr"]) == {"psnr": plain(a[0], b[0])["psnr"]}
 
 
 def test_what_does_not_fit_is_none(plain):

@@ -82,14 +82,19 @@ def test_a_row_without_its_file_is_coded_again(folder, tmp_path):
 def test_a_new_metric_is_measured_on_the_files_that_are_there(folder, tmp_path):
     out, codec = tmp_path / "out", Green(qualities=(1,))
     first = rows_of([codec], folder, out)
-    more = lambda a, b: distance(a, b) | {"new": float(np.abs(a - b.astype(float)).mean())}
+    asked = []
+
+    def more(a, b, names):
+        asked.append(names)
+        return {"new": float(np.abs(a - b.astype(float)).mean())}
+
     with Folder(out) as report:
         rows = run([codec], results.find([folder]), more, (*Distances.names, "new"), report)
         next(rows)  # and is cut off
     with Folder(out) as report:
         rows = list(run([codec], results.find([folder]), more, (*Distances.names, "new"), report))
     assert codec.coded == 2 and all(row.pop("new") > 0 for row in rows)
-    assert rows == first
+    assert rows == first and asked == [["new"], ["new"]]
 
 
 def test_of_a_row_that_was_replaced_the_last_stays(folder, tmp_path):

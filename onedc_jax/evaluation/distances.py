@@ -47,9 +47,12 @@ class Distances:
                 self.missing.append(f"without {name}: {error}")
         self.names = tuple(self._metrics)
 
-    def batch(self, a: np.ndarray, b: np.ndarray) -> dict[str, np.ndarray | None]:
+    def batch(
+        self, a: np.ndarray, b: np.ndarray, names: Collection[str] | None = None
+    ) -> dict[str, np.ndarray | None]:
         """uint8 [B, H, W, 3] twice -> {name: float32 [B]}, None where they are too small for it.
 
+        Of all metrics, or of those of `names` alone.
         Raises OneDCError if the two differ in shape or are not batches of colour images.
         """
         for x in (a, b):
@@ -64,14 +67,18 @@ class Distances:
         return {
             name: np.asarray(distance(a, b)) if side >= least else None
             for name, (least, distance) in self._metrics.items()
+            if names is None or name in names
         }
 
-    def __call__(self, a: np.ndarray, b: np.ndarray) -> dict[str, float | None]:
+    def __call__(
+        self, a: np.ndarray, b: np.ndarray, names: Collection[str] | None = None
+    ) -> dict[str, float | None]:
         """uint8 [H, W, 3] twice -> {name: value}, None where they are too small for it.
 
-        Raises OneDCError if the two differ in size or are not colour images.
+        `names` is as in `batch`. Raises OneDCError if the two differ in size or are not colour
+        images.
         """
-        values = self.batch(a[None], b[None])
+        values = self.batch(a[None], b[None], names)
         return {name: None if value is None else value.item() for name, value in values.items()}
 
 

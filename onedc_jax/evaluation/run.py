@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from onedc_jax.evaluation import results
 from onedc_jax.evaluation.codecs import Codec, Quality, check_decoded
 from onedc_jax.evaluation.results import Folder, Picture
 
-Distance = Callable[[np.ndarray, np.ndarray], dict[str, float | None]]
+Distance = Callable[..., dict[str, float | None]]  # as `Distances`
 
 
 def measure(
@@ -49,7 +50,7 @@ def run(
     """Yields a row for each image, codec and quality, from the folder where it has one.
 
     `names` are the metrics that a row must have; of one that lacks some, the file that is there is
-    decoded and compared again, and the rest stays. A failure gives a row with "error", and of an
+    decoded and compared by these, and the rest stays. A failure gives a row with "error", and of an
     image that cannot be read a single one; it is tried again the next time. `step(count)` is told
     as rows are done.
     """
@@ -73,7 +74,9 @@ def run(
             if _whole(row, names):
                 yield row
             else:
-                yield _measured(codec, image, quality, key, row, distance, folder)
+                lacking = [name for name in names if name not in (row or ())]
+                compare = partial(distance, names=lacking)
+                yield _measured(codec, image, quality, key, row, compare, folder)
             step(1)
 
 
