@@ -37,7 +37,7 @@ setup(
     },
     python_requires=">=3.11",
     install_requires=[
-        "jax>=0.10,<0.12",
+        "jax>=0.10,<0.13",
         "flax>=0.12,<0.13",
         "orbax-checkpoint>=0.12,<0.13",
         "numpy>=2",

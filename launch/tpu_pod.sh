@@ -4,7 +4,7 @@
 #   launch/tpu_pod.sh NAME ZONE --config=configs/stage1.py --workdir=/mnt/runs/stage1
 #
 # The slice (a TPU VM named NAME) must exist. The workdir and the recipe's data are on a file system that
-# every host mounts (Filestore, or a bucket through gcsfuse). The hosts find each other by themselves.
+# every host mounts (Filestore, or a bucket through gcsfuse). The hosts find each other (--tpu_vms).
 # Run it again to continue after a preemption: it fetches the same commit and resumes.
 set -euo pipefail
 
@@ -27,5 +27,5 @@ gcloud compute tpus tpu-vm ssh "$name" --zone "$zone" --worker=all --command "
     git fetch --quiet && git checkout --quiet $commit
     test -d .venv || python3 -m venv .venv
     .venv/bin/pip install --quiet 'jax[tpu]' -e '.[train]'
-    exec .venv/bin/python launch/train.py$options
+    exec .venv/bin/python launch/train.py --tpu_vms$options
 "

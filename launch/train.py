@@ -3,8 +3,8 @@
 The same command again continues where the run stopped. Any value of the configuration can be
 changed: --config.steps=1000 --config.data.root=photos/
 
-Started by SLURM or on every host of a TPU slice, it finds the other processes by itself; elsewhere,
-name them: --coordinator=HOST:PORT --processes=N --process=I
+Started by SLURM or GKE, it finds the other processes by itself; on hosts of a slice of Cloud TPU
+VMs, give --tpu_vms. Elsewhere, name them: --coordinator=HOST:PORT --processes=N --process=I
 """
 
 import sys
@@ -26,6 +26,7 @@ _WORKDIR = flags.DEFINE_string(
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, of several.")
 _PROCESSES = flags.DEFINE_integer("processes", 0, "How many processes the job has.")
 _PROCESS = flags.DEFINE_integer("process", -1, "The number of this process, from 0.")
+_TPU_VMS = flags.DEFINE_bool("tpu_vms", False, "One of the hosts of a slice of Cloud TPU VMs.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -35,7 +36,8 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax tells every rename
     enable_compilation_cache()
     try:
-        initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        place = _COORDINATOR.value, _PROCESSES.value, _PROCESS.value
+        initialize(*place, tpu_vms=_TPU_VMS.value)
         train(_CONFIG.value, _WORKDIR.value)
     except (OneDCError, OSError) as error:
         recipes.fail("train", explain(error))

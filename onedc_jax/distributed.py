@@ -1,19 +1,24 @@
-"""Several processes as one: how they find each other, and how they stop together."""
+"""Several processes as one: how they find each other, and how they fail and stop together."""
 
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from onedc_jax.errors import OneDCError
 
 
-def initialize(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+def initialize(
+    coordinator: str = "", processes: int = 0, process: int = -1, *, tpu_vms: bool = False
+) -> None:
     """Joins the processes of a job; call it before anything touches a device.
 
-    With `coordinator` ("host:port"), this is process number `process` of `processes`. Without it,
-    a job that SLURM or a TPU slice has spread over several processes is found from the environment,
-    and anything else stays a single process. Raises OneDCError for flags that do not go together.
+    With `coordinator` ("host:port"), this is process number `process` of `processes`. Without it, a
+    job that SLURM or GKE has spread over several processes is found from the environment; with
+    `tpu_vms`, a slice of Cloud TPU VMs, of which only their metadata server tells. Anything else
+    stays a single process. Raises OneDCError for flags that do not go together, and where there is
+    no such slice.
     """
     import jax
 
@@ -25,11 +30,27 @@ def initialize(coordinator: str = "", processes: int = 0, process: int = -1) -> 
             )
         if not coordinator.rpartition(":")[2].isdecimal():
             raise OneDCError(f"--coordinator={coordinator}: HOST:PORT is wanted")
-        jax.distributed.initialize(coordinator, processes, process)
+        # Or a process that SLURM has started would take one of its GPUs only.
+        alone = dict(cluster_detection_method="deactivate")
+        jax.distributed.initialize(coordinator, processes, process, **alone)
     elif processes or process >= 0:
         raise OneDCError("--processes and --process need --coordinator=HOST:PORT")
+    elif tpu_vms:
+        _join_tpu_vms()
     elif is_cluster(os.environ):
         jax.distributed.initialize()
+        if _has_node(os.environ):
+            for platform in ("cuda", "rocm"):
+                jax.config.update(f"jax_{platform}_visible_devices", "all")
+
+
+def _join_tpu_vms() -> None:
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise OneDCError(f"--tpu_vms: no slice of Cloud TPU VMs is found here ({error})") from error
 
 
 def meet(place: str, patience: int = 3600) -> None:
@@ -50,6 +71,39 @@ def is_cluster(environment: Mapping[str, str]) -> bool:
     slurm = "SLURM_STEP_ID" in environment and tasks.isdigit() and int(tasks) > 1
     slice_hosts = environment.get("TPU_WORKER_HOSTNAMES", "")
     return slurm or "," in slice_hosts or "MEGASCALE_COORDINATOR_ADDRESS" in environment
+
+
+def _has_node(environment: Mapping[str, str]) -> bool:
+    """Whether SLURM has given this process a node of its own, and nobody has named its GPUs.
+
+    Of several on a node jax has each take one GPU, and of one too.
+    """
+    tasks, nodes = (environment.get(f"SLURM_{name}") for name in ("NTASKS", "STEP_NUM_NODES"))
+    return tasks is not None and tasks == nodes and "JAX_LOCAL_DEVICE_IDS" not in environment
+
+
+@contextlib.contextmanager
+def failing_together(place: str) -> Iterator[None]:
+    """What fails in here on one process fails on all: or they would wait for it until they give up.
+
+    For what one process does alone, and with nothing inside that waits for others; each `place` is
+    for one meeting.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if jax.process_count() > 1:
+        meet(place)
+        failed = multihost_utils.process_allgather(failure is not None)
+        if failure is None and failed.any():
+            failure = OneDCError(f"{place}: process {failed.argmax()} has failed")
+    if failure is not None:
+        raise failure
 
 
 class Preemption:

@@ -20,7 +20,7 @@ from onedc_jax.models.quantize import fsq
 from onedc_jax.models.unet import UNet
 from onedc_jax.models.vqgan import VQGAN, Tokens
 from onedc_jax.training import distillation, stage1
-from onedc_jax.training.sources import adapted_unet, load_part
+from onedc_jax.training.sources import adapted_unet, check_scale, load_part, replaced
 from onedc_jax.training.state import gradient_update, init_state
 from onedc_jax.trees import named
 
@@ -156,22 +156,41 @@ def test_crops_of_the_recipe_fit_its_student(size, tokenizer):
     assert distillation.load(config).head.window == config.distillation.head.window
 
 
-def unet_params(channels: int, seed: int, **fields):
-    unet = UNet(**dict(widths=(8, 8), layers=1, attention=(False, True), heads=2) | fields)
+SMALL_UNET = dict(widths=(8, 8), layers=1, attention=(False, True), heads=2, norm_groups=4)
+
+
+def small_unet(**fields) -> UNet:
+    return UNet(**SMALL_UNET | fields)
+
+
+def unet_params(channels: int, seed: int, unet: UNet):
     x, context = jnp.zeros((1, 8, 8, channels)), jnp.zeros((1, 1, 8))
     init = partial(unet.init, jax.random.key(0), t=jnp.zeros(1, int))
     return random_params(jax.eval_shape(init, x=x, context=context)["params"], seed)
 
 
 def test_a_generator_begins_as_a_diffusion_model(tmp_path):
-    fields = dict(norm_groups=4)
-    teacher, own = unet_params(4, 0, **fields), unet_params(8, 1, rank=2, **fields)
-    save_model(tmp_path / "teacher", {"unet": fields}, {"unet": teacher})
-    got = adapted_unet(own, str(tmp_path / "teacher"))
+    adapted, path = small_unet(rank=2), str(tmp_path / "teacher")
+    teacher, own = unet_params(4, 0, small_unet()), unet_params(8, 1, adapted)
+    save_model(path, {"unet": SMALL_UNET}, {"unet": teacher})
+    got = adapted_unet(own, adapted, path)
     known = named(teacher)
     leaves = zip(named(own), jax.tree.leaves(own), jax.tree.leaves(got), strict=True)
     for name, mine, found in leaves:
         stays = name.startswith("conv_in/") or "lora_" in name
         np.testing.assert_array_equal(found, mine if stays else known[name], name)
     with pytest.raises(ModelError, match=r"does not fit .* nothing where the generator has"):
-        adapted_unet(unet_params(8, 1, **fields | dict(layers=2)), str(tmp_path / "teacher"))
+        adapted_unet(unet_params(8, 1, small_unet(layers=2)), small_unet(layers=2), path)
+    # What shapes do not tell.
+    with pytest.raises(ModelError, match=r"'unet' has heads=2, the recipe heads=4 \(set config"):
+        adapted_unet(own, small_unet(rank=2, heads=4), path)
+    with pytest.raises(ModelError, match="'unet' has norm_groups=4, the recipe norm_groups=2"):
+        replaced(teacher, small_unet(norm_groups=2), "unet", path)
+    replaced(teacher, small_unet(norm_groups=2), "unet", path, reshaped=True)
+
+
+def test_a_diffusion_model_of_latents_of_another_scale_is_refused(tmp_path):
+    save_model(tmp_path / "teacher", {"latent_scale": 0.25}, {"unet": np.zeros(1)})
+    check_scale(str(tmp_path / "teacher"), 0.25)
+    with pytest.raises(ModelError, match=r"latents times 0\.25, here they are times 1 \("):
+        check_scale(str(tmp_path / "teacher"), 1.0)

@@ -19,7 +19,7 @@ from orbax.checkpoint import v1 as ocp
 from onedc_jax.checkpoint import load_model
 from onedc_jax.errors import OneDCError
 from onedc_jax.log import JsonLines
-from onedc_jax.training import loop
+from onedc_jax.training import loop, saving
 from onedc_jax.training.loop import train
 from onedc_jax.training.saving import open_checkpoints
 from onedc_jax.training.state import TrainState, measured
@@ -114,6 +114,29 @@ def test_where_measuring_fails_no_step_is_lost(whole, tmp_path, monkeypatch):
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["2"]
     train(toy.recipe(), workdir)
     assert_same(workdir, whole)
+
+
+def test_a_last_model_that_could_not_be_exported_comes_by_the_same_command(
+    whole, tmp_path, monkeypatch
+):
+    train(toy.recipe(steps=4), tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(saving, "save_model", toy.full)
+        train(toy.recipe(), tmp_path)
+    train(toy.recipe(), tmp_path)
+    assert_same(tmp_path, whole)
+    found, wanted = (load_model(folder / "model")[1] for folder in (tmp_path, whole))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_where_the_first_process_alone_fails_all_save_and_end(whole, tmp_path):
+    launcher = [sys.executable, str(ROOT / "launch" / "local_cluster.py"), "--processes=2"]
+    run = [*launcher, "--devices=1", "--", *command(tmp_path, full="yes")]
+    found = subprocess.run(run, env=environment(1), capture_output=True, text=True, timeout=120)
+    assert found.returncode == 1 and "toy: No space left on device" in found.stderr
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
+    train(toy.recipe(), tmp_path)
+    assert_same(tmp_path, whole, 1e-4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -94,8 +94,7 @@ def test_a_run_leaves_metrics_and_pictures(stage1_run):
 
 
 def test_what_would_stay_random_is_refused_and_what_is_left_out_said():
-    lora = recipe_file("stage1")("full").trainable
-    stage = lambda **changes: stage1.make(recipe("stage1", trainable=lora, **changes))
+    stage = lambda **changes: stage1.make(recipe("stage1", **dict(trainable="codec/") | changes))
     with pytest.raises(OneDCError, match=r"not all of vae trains.*config\.init\.vae"):
         stage().check()
     with pytest.raises(OneDCError, match=r"not all of generator trains.*init\.unet"):
@@ -103,11 +102,15 @@ def test_what_would_stay_random_is_refused_and_what_is_left_out_said():
     begun = {"init.vae": "some/folder", "init.unet": "another"}
     assert "without semantic distillation" in stage(**begun).check()[0]
     assert not stage(**begun, **{"distillation.weight": 0.0}).check()
+    lora = recipe_file("stage1")("full").trainable
+    with pytest.raises(OneDCError, match=r"the model has no LoRA; .*rank=64 adds it"):
+        stage(**begun, trainable=lora).check()
 
 
-def test_the_latent_is_a_sample_where_that_is_asked_for():
-    """A Gaussian is drawn then, and nowhere else in this stage."""
-    assert "erf_inv" in str(traced(sampled=True)[0])
+def test_the_latent_is_a_sample_in_training_where_that_is_asked_for():
+    """A Gaussian is drawn then, and nowhere else in this stage; validation goes by the mean."""
+    operations, _, measured = traced(sampled=True)
+    assert "erf_inv" in str(operations) and "erf_inv" not in str(measured)
 
 
 def test_lpips_is_computed_only_where_it_counts():
@@ -116,14 +119,17 @@ def test_lpips_is_computed_only_where_it_counts():
 
 
 def traced(**changes) -> tuple:
-    """The operations and metrics of an update of stage 1, which is not run."""
+    """The operations and metrics of an update of stage 1, and the operations of its `measure`.
+
+    Neither is run.
+    """
     stage = stage1.make(recipe("stage1", trainable="vae/decoder/", **changes))
     state, frozen = jax.eval_shape(stage.init)
     batch = dict(image=jax.ShapeDtypeStruct((2, 64, 64, 3), np.uint8))
     key = jax.eval_shape(lambda: jax.random.key(0))
     update = jax.make_jaxpr(stage.updates["model"], return_shape=True)
     operations, (_, metrics) = update(state, frozen, batch, key)
-    return operations, metrics
+    return operations, metrics, jax.make_jaxpr(stage.measure)(state, frozen, batch, key)
 
 
 def test_checkpoints_are_measured_through_bytes(stage1_run):
@@ -153,6 +159,7 @@ def test_squares_are_cut_at_one_place_of_several_images():
         ({"init.vae": "no/such/model"}, "no such model folder"),
         ({"batch_size": 3, "data.crops_per_image": 2}, "does not divide"),
         ({"trainable": "nothing/"}, "matches no parameter"),
+        ({"remat": "save_only_these_names"}, "must be one of everything_saveable, nothing"),
         ({"schedule": "sawtooth"}, "expected constant or cosine"),
         ({"schedule": "cosine", "warmup": 4}, "steps=4: .* more than its warm-up, warmup=4"),
         ({"rate.proxy": "hope"}, "expected noise or rounding"),

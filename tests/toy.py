@@ -118,6 +118,11 @@ def recipe(**changes):
     return config
 
 
+def full(*args, **options):
+    """A disk that has no space left for what is not the state."""
+    raise OSError("No space left on device")
+
+
 loop.STAGES["toy"] = make
 
 
@@ -128,8 +133,10 @@ if __name__ == "__main__":
     place = {k: options.pop(k) for k in ("coordinator", "processes", "process") if k in options}
     if place:
         initialize(place["coordinator"], int(place["processes"]), int(place["process"]))
+    if options.pop("full", "") and jax.process_index() == 0:
+        loop.save_panel = full
     values = {k: float(v) if "." in v else int(v) for k, v in options.items()}
     try:
         loop.train(recipe(**values), sys.argv[1])
-    except OneDCError as error:
+    except (OneDCError, OSError) as error:
         sys.exit(f"toy: {error}")

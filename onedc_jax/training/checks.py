@@ -2,8 +2,6 @@
 
 import math
 
-import jax
-
 from onedc_jax.errors import OneDCError
 
 _FROM_1 = (
@@ -13,6 +11,11 @@ _FROM_1 = (
 _FROM_0 = ("seed", "warmup", "panel_images", "validation_batches", "data.workers")
 _ABOVE_0 = ("lr", "clip")  # clip=inf clips nothing
 _SHARES = ("ema", "b2")  # from 0 to below 1
+# Those of jax.checkpoint_policies that are policies; the others make some, of arguments.
+_POLICIES = (
+    *("everything_saveable", "nothing_saveable", "dots_saveable"),
+    "dots_with_no_batch_dims_saveable",
+)
 
 
 def check_numbers(config) -> None:
@@ -37,8 +40,8 @@ def check_numbers(config) -> None:
     for name in ("dtype", "frozen_dtype"):
         if flat.get(name, "float32") not in ("float32", "bfloat16"):
             raise OneDCError(f"config.{name}={flat[name]!r}: must be float32 or bfloat16")
-    if flat.get("remat") and not hasattr(jax.checkpoint_policies, flat["remat"]):
-        raise OneDCError(f"config.remat={flat['remat']!r}: not one of jax.checkpoint_policies")
+    if flat.get("remat", "") not in ("", *_POLICIES):
+        raise OneDCError(f"config.remat={flat['remat']!r}: must be one of {', '.join(_POLICIES)}")
 
 
 def _flat(values: dict, before: str = "") -> dict:

@@ -5,6 +5,7 @@ killed continues as if nothing had happened when the same command is given again
 devices and processes as there are then.
 """
 
+import functools
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from onedc_jax.captions import load_tokenizer
 from onedc_jax.data import batches, check_divides, make_views, open_source
-from onedc_jax.distributed import Preemption, meet
+from onedc_jax.distributed import Preemption, failing_together
 from onedc_jax.errors import OneDCError
 from onedc_jax.evaluation.checkpoints import Coded
 from onedc_jax.log import JsonLines, TensorBoard, save_panel
@@ -69,9 +70,10 @@ def train(config, workdir: str | Path) -> None:
     # On the host: what the devices hold together may be too much for the first of them.
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         state, frozen = jax.device_get(stage.init())
-    examine = _Examination(config, stage, mesh, validation, coded)
-    examine.refuse_unmeasured(config.best, state, frozen)
-    saving.claim(workdir, config, frozen)
+    examination = _Examination(config, stage, mesh, validation, coded)
+    examination.refuse_unmeasured(config.best, state, frozen)
+    with failing_together("taking the workdir"):
+        saving.claim(workdir, config, frozen)
     progress = tqdm(total=config.steps, unit="step", disable=jax.process_index() > 0)
     for line in lacks if jax.process_index() == 0 else ():
         progress.write(line)
@@ -92,6 +94,9 @@ def train(config, workdir: str | Path) -> None:
         options = dict(start=start, workers=config.data.workers) | view_options(config)
         stream = _batches(config, data, config.batch_size, **options)
         with closing(_Run(config, workdir, stage, programs, progress, start)) as run:
+            examined = functools.partial(run.examine, examination, checkpointer)
+            if start == config.steps:  # what comes after the last one may have failed
+                examined(start, state, frozen)
             for step in range(start, config.steps):
                 batch = place(mesh, next(stream))
                 state = run.step(step, state, frozen, batch)
@@ -106,13 +111,7 @@ def train(config, workdir: str | Path) -> None:
                 if last or done % config.checkpoint_every == 0:
                     run.check(state)
                     with saving.saved_on_failure(checkpointer, done, state):
-                        measured = examine.measure(state, frozen)
-                        # Not by name: it would stay in memory until the next checkpoint.
-                        measured |= examine.coded(
-                            done, saving.export(workdir, stage, state, frozen)
-                        )
-                        saving.keep_model(workdir, checkpointer, config.best, measured)
-                        run.report(done, measured, examine.panel(state, frozen))
+                        measured = examined(done, state, frozen)
                     checkpointer.save_async(done, state, force=last, metrics=measured or None)
 
 
@@ -174,7 +173,19 @@ class _Run:
         self._postfix |= {k: f"{v:.4g}" for k, v in values.items()}
         self._progress.set_postfix(self._postfix, refresh=False)
 
-    def report(self, step: int, measured: dict, images: dict) -> None:
+    def examine(self, examination: "_Examination", checkpointer, step: int, state, frozen) -> dict:
+        """Exports, measures and shows the state after a step, and returns what was measured."""
+        # Not by name: the parameters would stay in memory beside what the pictures need.
+        coded = examination.coded(step, saving.export(self._workdir, self._stage, state, frozen))
+        measured = examination.measure(state, frozen) | coded
+        images = examination.panel(state, frozen)
+        with failing_together(f"keeping what was found at step {step}"):
+            if jax.process_index() == 0:
+                saving.keep_model(self._workdir, checkpointer, self._config.best, measured)
+                self._report(step, measured, images)
+        return measured
+
+    def _report(self, step: int, measured: dict, images: dict) -> None:
         """Writes what was measured on validation images, and a panel of pictures."""
         if measured:
             self._log.write(step=step, **{f"validation_{k}": v for k, v in measured.items()})
@@ -246,9 +257,9 @@ class _Examination:
         if self._coded is None:
             return {}
         measured = dict.fromkeys(self._coded.names, 0.0)
-        if jax.process_index() == 0:
-            measured = self._coded(self._model, params)
-        meet(f"coded {step}")
+        with failing_together(f"coding images at step {step}"):
+            if jax.process_index() == 0:
+                measured = self._coded(self._model, params)
         measured = multihost_utils.broadcast_one_to_all(measured)
         return {f"coded_{name}": float(value) for name, value in measured.items()}
 

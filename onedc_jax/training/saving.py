@@ -111,9 +111,10 @@ def saved_on_failure(checkpointer: ocp.training.Checkpointer, step: int, state):
 def keep_model(workdir: Path, checkpointer, best: str, metrics: dict) -> None:
     """Copies `workdir`/model to model_best if a checkpoint with these metrics would be the best.
 
-    To be called before that is saved: a run that is killed in between comes here again.
+    To be called before that is saved, by one process: a run that is killed in between comes here
+    again.
     """
-    if not best or jax.process_index() > 0:
+    if not best:
         return
     before = (_merit(best, saved.metrics or {}) for saved in checkpointer.checkpoints)
     if _merit(best, metrics) >= max(before, default=-math.inf):

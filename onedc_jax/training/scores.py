@@ -37,7 +37,6 @@ class Scores:
         self.text = None
         if settings.get("text") is not None:
             self.text = TextEncoder(**settings["text"] | dict(dtype=dtype))
-        self.latent_scale = settings.get("latent_scale")
 
     def init(self, frozen_dtype: str) -> tuple[Any, dict[str, Any]]:
         """The U-Net's parameters, float32, and what is frozen, in `frozen_dtype`.

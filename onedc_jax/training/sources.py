@@ -1,17 +1,23 @@
 """What a training starts from: parts of model folders, such as the "vae" of runs/vae."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onedc_jax.checkpoint import load_model, resolve
+from onedc_jax.checkpoint import load_model, read_config, resolve
 from onedc_jax.errors import ModelError
 from onedc_jax.models.onedc import hashable
+from onedc_jax.models.unet import AnalysisUNet, UNet
 from onedc_jax.trees import map_named, named
 
 Array = np.ndarray
+
+_UNETS = dict(unet=UNet, analysis_unet=AnalysisUNet)  # fields that are a U-Net's
 
 
 def load_part(path: str, part: str) -> tuple[dict, dict]:
@@ -30,23 +36,30 @@ def cast(params: Any, dtype: str) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
 
 
-def replaced(params: dict, part: str, path: str, *, reshaped: bool = False) -> dict:
+def replaced(
+    params: dict, module: nn.Module, part: str, path: str, *, reshaped: bool = False
+) -> dict:
     """The parameters of `part` in a model folder, in place of `params`; without a path `params`.
 
     With `reshaped`, what the folder lacks stays as it is in `params`, and what is wider there goes
-    on from it, see `widened`; without it, ModelError is raised where they differ.
+    on from it, see `widened`; without it, ModelError is raised where they differ, or are of another
+    model than `module`.
     """
     if not path:
         return params
-    _, loaded = load_part(path, part)
+    fields, loaded = load_part(path, part)
     shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    if shapes(loaded) == shapes(params):
-        return loaded
+    same = shapes(loaded) == shapes(params)
     if not reshaped:
-        raise ModelError(
-            f"{path}: its {part!r} has other layers or widths than config.model.{part}"
-            " (--config.init.reshaped=True widens what is narrower, and begins the rest at random)"
-        )
+        if not same:
+            raise ModelError(
+                f"{path}: its {part!r} has other layers or widths than config.model.{part} "
+                "(--config.init.reshaped=True widens what is narrower, and begins the rest at "
+                "random)"
+            )
+        check_alike(path, part, fields, module, "--config.init.reshaped=True goes on all the same")
+    if same:
+        return loaded
     known = named(loaded)
     return map_named(lambda name, x: widened(known[name], x) if name in known else x, params)
 
@@ -69,15 +82,15 @@ def widened(narrow: Array, wide: Array) -> Array:
     return wide
 
 
-def adapted_unet(params: dict, path: str) -> dict:
+def adapted_unet(params: dict, unet: UNet, path: str) -> dict:
     """A diffusion U-Net's parameters, in place of the generator's; without a path `params`.
 
-    The first convolution, which sees features and no latent, and LoRA stay as they are in `params`.
-    Raises ModelError where the folder's "unet" has other layers or widths in the rest.
+    The first convolution, which sees features and no latent, and LoRA stay as they are in `params`,
+    those of `unet`. Raises ModelError where the folder's "unet" is another one in the rest.
     """
     if not path:
         return params
-    _, loaded = load_part(path, "unet")
+    fields, loaded = load_part(path, "unet")
     shared = lambda name: not name.startswith("conv_in/") and "/lora_" not in name
     known = {name: x for name, x in named(loaded).items() if shared(name)}
     own = {name: x for name, x in named(params).items() if shared(name)}
@@ -89,4 +102,51 @@ def adapted_unet(params: dict, path: str) -> dict:
                 f"{path}: its U-Net does not fit config.model.generator.unet: at {name} it has "
                 f"{found} where the generator has {wanted}"
             )
+    check_alike(path, "unet", fields, unet, "set config.model.generator.unet", lora=False)
     return map_named(lambda name, x: known.get(name, x), params)
+
+
+def check_alike(
+    path: str,
+    part: str,
+    found: Mapping[str, Any],
+    module: nn.Module,
+    remedy: str,
+    lora: bool = True,
+) -> None:
+    """ModelError where a folder's part, of fields `found`, is another model than `module`.
+
+    For what shapes do not tell, such as the number of heads; without `lora`, not for that either.
+    """
+    found, wanted = (_fields(x) for x in (type(module)(**found), module))
+    names = [name for name in wanted if found.get(name) != wanted[name]]
+    if not lora:
+        names = [name for name in names if name not in ("rank", "alpha")]
+    if names:
+        told = lambda fields: ", ".join(f"{name}={fields.get(name)}" for name in names)
+        raise ModelError(
+            f"{path}: its {part!r} has {told(found)}, the recipe {told(wanted)} ({remedy})"
+        )
+
+
+def check_scale(path: str, latent_scale: float) -> None:
+    """ModelError where a folder's diffusion model was made for latents times another scale."""
+    found = read_config(resolve(path)).get("latent_scale") if path else None
+    if found not in (None, latent_scale):
+        raise ModelError(
+            f"{path}: made for latents times {found:g}, here they are times {latent_scale:g} "
+            "(model.latent_scale)"
+        )
+
+
+def _fields(module: nn.Module) -> dict[str, Any]:
+    """What a module computes, by the names of its fields and of its U-Net's, defaults and all."""
+    fields = {}
+    for name in (field.name for field in dataclasses.fields(module)):
+        value = getattr(module, name)
+        if name in _UNETS:
+            nested = _fields(_UNETS[name](**(value or {})))
+            fields |= {f"{name}.{inner}": x for inner, x in nested.items()}
+        elif name not in ("parent", "name", "dtype", "remat"):
+            fields[name] = value
+    return fields

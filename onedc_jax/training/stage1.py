@@ -1,7 +1,7 @@
 """Stage 1: codec, hyperprior and generator together, on pixels and rate (paper, stage 1)."""
 
-import functools
 from collections.abc import Callable
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,17 @@ from onedc_jax.models.onedc import BLOCK, PARTS, OneDC, build, param_shapes
 from onedc_jax.models.pixels import from_uint8
 from onedc_jax.models.prior import training_bits
 from onedc_jax.models.quantize import CODEBOOK_SIZE
+from onedc_jax.models.unet import UNet
 from onedc_jax.training import distillation, losses
-from onedc_jax.training.sources import adapted_unet, replaced
-from onedc_jax.training.state import Stage, check_begun, merge, one_loss, partition
+from onedc_jax.training.sources import adapted_unet, check_scale, replaced
+from onedc_jax.training.state import (
+    Stage,
+    check_adapted,
+    check_begun,
+    merge,
+    one_loss,
+    partition,
+)
 from onedc_jax.training.texture import Texture
 
 Array = jax.Array
@@ -32,7 +40,7 @@ def make(config) -> Stage:
     texture = Texture(**config.texture)
     textured = texture.weight or texture.critic
 
-    @functools.cache  # tracing takes seconds
+    @cache  # tracing takes seconds
     def shapes() -> dict:
         return param_shapes(model)
 
@@ -63,14 +71,14 @@ def make(config) -> Stage:
             return fidelity, bits
         return fidelity * config.l1_span**rate, bits * config.rate.span ** (1.0 - rate)
 
-    def loss(params, frozen, batch, key, step):
+    def loss(params, frozen, batch, key, step, sampled=config.sampled):
         image = from_uint8(batch["image"])
         keys = jax.random.split(key, 7)
         noise_key, shift_key, rate_key, alone_key, texture_key, origin_key, latent_key = keys
         rate = losses.spread(rate_key, len(image))
         alone = jax.random.bernoulli(alone_key, config.alone, (len(image),))
         origin = losses.origins(origin_key, len(image))
-        given = alone if config.alone else None, origin, latent_key if config.sampled else None
+        given = alone if config.alone else None, origin, latent_key if sampled else None
         out = model.apply({"params": params_of(params, frozen)}, image, rate, *given)
         decoded = out["decoded"]
         bits = bits_of(out, noise_key).sum((1, 2, 3))
@@ -123,11 +131,13 @@ def make(config) -> Stage:
             check_begun(shapes(), config.trainable, part, begun[part], part)
         generator = begun.generator or begun.unet
         check_begun(shapes(), config.trainable, "generator", generator, "unet")
+        check_adapted(model, config.trainable, "config.model.generator.unet.rank=64 adds it")
         wanted = config.distillation.weight and not semantics
         return ["no config.distillation.tokenizer: without semantic distillation"] * bool(wanted)
 
     known = dict(model=settings, block=BLOCK, check=check, params_of=params_of)
-    return one_loss(config, begin, loss, panel, **known)
+    # The codec itself sees the mean.
+    return one_loss(config, begin, loss, panel, measure=partial(loss, sampled=False), **known)
 
 
 def initial_params(
@@ -163,10 +173,13 @@ def initial_params(
         knob["inverse"] -= gains[:, None]
     if sources["unet"] and sources["generator"]:
         raise OneDCError("init.unet and init.generator: the generator can begin as one of them")
-    params["generator"]["unet"] = adapted_unet(params["generator"]["unet"], sources["unet"])
+    for part in ("unet", "generator"):
+        check_scale(sources[part], model.latent_scale)
+    unet = UNet(**model.generator.unet)
+    params["generator"]["unet"] = adapted_unet(params["generator"]["unet"], unet, sources["unet"])
     for part in PARTS:
-        reshaped = sources["reshaped"]
-        params[part] = replaced(params[part], part, sources[part], reshaped=reshaped)
+        own, reshaped = (params[part], getattr(model, part)), sources["reshaped"]
+        params[part] = replaced(*own, part, sources[part], reshaped=reshaped)
     return params
 
 

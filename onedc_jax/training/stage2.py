@@ -20,9 +20,11 @@ from onedc_jax.models.pixels import from_uint8
 from onedc_jax.training import dmd, losses
 from onedc_jax.training.optimizer import make_optimizer
 from onedc_jax.training.scores import Scores
+from onedc_jax.training.sources import check_scale
 from onedc_jax.training.state import (
     Stage,
     TrainState,
+    check_adapted,
     gradient_update,
     init_state,
     measured,
@@ -228,11 +230,8 @@ def _check_begun(config, model: OneDC, scores: Scores) -> list[str]:
     for name in ("model", "teacher"):
         if not config.init[name]:
             raise OneDCError(f"config.init.{name}: would be random; name a folder")
-    if "lora_" in config.trainable and not model.generator.unet.get("rank"):
-        raise OneDCError(
-            f"config.trainable={config.trainable!r}: {config.init.model} has no LoRA (merged?); "
-            "convert it without --merge-lora, or choose what else trains"
-        )
+    remedy = f"convert {config.init.model} without --merge-lora, or choose what else trains"
+    check_adapted(model, config.trainable, remedy)
     if config.data.captions and scores.text is None:
         return ["config.data.captions: the teacher knows no captions, nothing is guided"]
     wanted = scores.text is not None and not config.data.captions
@@ -248,11 +247,7 @@ def _check_latents(config, model: OneDC, scores: Scores) -> None:
             f"{teacher}: made for latents of {scores.unet.out_channels} channels, those of the "
             f"codec's VAE have {channels}"
         )
-    if scores.latent_scale not in (None, model.latent_scale):
-        raise ModelError(
-            f"{teacher}: made for latents times {scores.latent_scale:g}, the codec's generator "
-            f"makes them times {model.latent_scale:g}"
-        )
+    check_scale(config.init.teacher, model.latent_scale)
     smallest = dmd.smallest_crop(len(scores.unet.widths))
     if config.data.crop < smallest:
         raise OneDCError(

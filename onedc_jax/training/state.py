@@ -92,6 +92,12 @@ def check_begun(
         )
 
 
+def check_adapted(model, trainable: str, remedy: str) -> None:
+    """Raises OneDCError where LoRA is to train in a model, a `OneDC`, that has none."""
+    if "lora_" in trainable and not model.generator.unet.get("rank"):
+        raise OneDCError(f"trainable={trainable!r}: the model has no LoRA; {remedy}")
+
+
 def merge(params: Tree, others: Tree) -> Tree:
     """The inverse of `partition`."""
     return jax.tree.map(
@@ -127,12 +133,14 @@ def one_loss(
     block: int,
     check: Callable,
     params_of: Callable = model_params,
+    measure: Callable | None = None,
 ) -> Stage:
     """The stage that lowers one loss, with the optimizer of its configuration.
 
     `begin() -> (trainable, frozen)` are the parameters at step 0; `loss` is as in
-    `gradient_update`; `panel(params, frozen, batch)` sees the model's averaged parameters, which
-    are what is exported; `params_of(trainable, frozen)` says which. The rest is as in `Stage`.
+    `gradient_update`, and so is `measure`, of which only the metrics count, by default `loss`;
+    `panel(params, frozen, batch)` sees the model's averaged parameters, which are what is exported;
+    `params_of(trainable, frozen)` says which. The rest is as in `Stage`.
     """
     optimizer = make_optimizer(config)
 
@@ -149,7 +157,7 @@ def one_loss(
         panel=lambda state, frozen, batch: panel(export(state, frozen), frozen, batch),
         export=export,
         model=model,
-        measure=measured(loss, config.accumulate),
+        measure=measured(measure or loss, config.accumulate),
         block=block,
         check=check,
     )

@@ -18,7 +18,7 @@ from onedc_jax.models.init import random_params, shapes_of
 from onedc_jax.models.pixels import from_uint8
 from onedc_jax.models.unet import UNet
 from onedc_jax.models.vae import VAE
-from onedc_jax.training.sources import load_part, replaced
+from onedc_jax.training.sources import check_scale, load_part, replaced
 from onedc_jax.training.state import Stage, check_begun, model_params, one_loss, partition
 
 Array = jax.Array
@@ -43,7 +43,7 @@ def make(config) -> Stage:
             f"model.unet.out_channels={unet.out_channels}: the latents of {config.init.vae} have "
             f"{vae.latent_channels} channels"
         )
-    alphas = alphas_cumprod()
+    modules, alphas = dict(unet=unet, text=text), alphas_cumprod()
 
     @functools.cache  # tracing takes seconds
     def shapes() -> dict:
@@ -59,7 +59,8 @@ def make(config) -> Stage:
         params = random_params(shapes(), config.seed)
         for name in params:
             path, reshaped = config.init[name], config.init.reshaped
-            params[name] = replaced(params[name], name, path, reshaped=reshaped)
+            params[name] = replaced(params[name], modules[name], name, path, reshaped=reshaped)
+        check_scale(config.init.unet, config.model.latent_scale)
         trainable, frozen = partition(params, config.trainable)
         return trainable, dict(model=frozen, vae=vae_params)
 
