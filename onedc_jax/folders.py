@@ -1,7 +1,9 @@
 """The same job on every file of a folder: which file becomes which, and going on past a bad one."""
 
+import contextlib
 import errno
 import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -59,9 +61,13 @@ def _circular(folder: Path) -> bool:
 def find(
     folder: Path, suffixes: Collection[str], failed: Callable[[OSError], object] = _raise
 ) -> list[Path]:
-    """The files of `walk` with one of these (lower-case) suffixes, sorted."""
+    """The files of `walk` with one of these (lower-case) suffixes, sorted.
+
+    Broken links are among them, pipes and devices are not: reading one may never end.
+    """
     paths = (root / name for root, names in walk(folder, failed) for name in names)
-    return sorted(path for path in paths if path.suffix.lower() in suffixes)
+    found = (path for path in paths if path.suffix.lower() in suffixes)
+    return sorted(path for path in found if path.is_file() or not path.exists())
 
 
 def make(folder: Path) -> None:
@@ -97,6 +103,19 @@ def targets(files: Iterable[Path], source: Path, target: Path, suffix: str) -> l
             names[i] = _full(files[i], suffix)
 
 
+def clashes(files: Iterable[Path], places: Iterable[Path]) -> dict[Path, str]:
+    """The places that links lead to one of `files`, or to another of them, and what is wrong."""
+    sources, taken, found = {os.path.realpath(file) for file in files}, set(), {}
+    for place in places:
+        real = os.path.realpath(place)
+        if real in sources:
+            found[place] = "a link to one of the files that are read"
+        elif real in taken:
+            found[place] = "by a link the same file as another output"
+        taken.add(real)
+    return found
+
+
 def _full(file: Path, suffix: str) -> Path:
     return file.with_name(file.name + suffix)
 
@@ -113,7 +132,8 @@ def for_each(
     So many `workers` are at it at a time; results and failures are in the order of the jobs. A
     failure that a user can understand is told to `failed` in one line and does not end the job; a
     ModelError does, since every further file would fail alike. What is at work when the job ends
-    early, as by Ctrl-C, is waited for; `stop` is set, so that long work may leave.
+    early, as by Ctrl-C, is waited for; `stop` is set, so that long work may leave. `failed` is told
+    of Ctrl-C too, which then ends the process.
     """
 
     def made(file: Path, target: Path):
@@ -133,12 +153,28 @@ def for_each(
                 message = explain(error)
                 named = str(file) in message or str(target) in message
                 failed(message if named else f"{file}: {message}")
-        except BaseException:
+        except BaseException as error:
             if stop is not None:
                 stop.set()
-            pool.shutdown(cancel_futures=True)
+            if isinstance(error, KeyboardInterrupt):
+                failed("stops after the files that are at work; Ctrl-C again stops at once")
+            with _ended_by_interrupt():
+                pool.shutdown(cancel_futures=True)
             raise
     return results, failures
+
+
+@contextlib.contextmanager
+def _ended_by_interrupt() -> Iterator[None]:
+    """Ctrl-C in here ends the process: an exception would wait for threads that compute."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _unless_unknown(error: BaseException | None) -> BaseException | None:

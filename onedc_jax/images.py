@@ -17,6 +17,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageChops, ImageCms, ImagePalette, UnidentifiedImageError
 
+from onedc_jax import damage
 from onedc_jax.errors import ImageError, one_line
 from onedc_jax.sizes import MAX_PIXELS, MAX_SIDE
 
@@ -47,6 +48,7 @@ _SHADES = np.arange(0, 256, 5, np.uint8)[:, None] * np.array(
     [[[1, 1, 1]], [[1, 0, 0]], [[0, 1, 0]], [[0, 0, 1]]], np.uint8
 )
 _BAND = 1 << 20  # pixels that are converted at a time: each step makes a copy of them
+_MOST_BYTES = 2 << 30  # that are read of a pipe or a device, which may never end
 _NAME = 60  # characters, of a colour profile's name; it can have any number
 # zlib's own level 6 takes up to twice as long as 4, for a hundredth less of a photograph.
 _PNG = ("PNG", {"compress_level": 4})
@@ -72,8 +74,13 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
     MAX_PIXELS; OSError for one that cannot be opened.
     """
     with open(path, "rb") as file:
+        if file.seekable():
+            return _decode(file, str(path))
         # What is no image is looked at twice, and a pipe can only be read once.
-        return _decode(file if file.seekable() else io.BytesIO(file.read()), str(path))
+        data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ImageError(f"{path}: more than {_MOST_BYTES >> 30} GiB, too large to be an image")
+    return decode(data, str(path))
 
 
 def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:
@@ -89,6 +96,7 @@ def _decode(file: BinaryIO, name: str) -> tuple[np.ndarray, list[str]]:
             _scale_transparent(image)
             _fill_palette(image)
             image.load()
+            damage.check(file, image)
             return _pixels(image, ends, notes), notes
     except (ImageError, MemoryError):
         raise

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -71,10 +72,11 @@ def test_another_version_or_another_image_is_coded_anew(folder, tmp_path):
     assert changed.coded == 3
 
 
-def test_a_row_without_its_file_is_coded_again(folder, tmp_path):
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"cut")])
+def test_a_row_without_its_file_is_coded_again(folder, tmp_path, damage):
     out, codec = tmp_path / "out", Green(qualities=(1,))
     first = rows_of([codec], folder, out)
-    (out / first[0]["file"]).unlink()
+    damage(out / first[0]["file"])
     rows_of([codec], folder, out)
     assert codec.coded == 3
 

@@ -1,6 +1,9 @@
 """The same job on every file of a folder: which become which, failures, several at a time."""
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -33,6 +36,7 @@ def test_files_are_found_sorted_in_all_subfolders_but_hidden_ones(tmp_path):
     for name in ("b.JPG", "a/c.png", "a/notes.txt", ".hidden.png", ".cache/d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
+    os.mkfifo(tmp_path / "pipe.png")
     found = folders.find(tmp_path, (".png", ".jpg"))
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/c.png", "b.JPG"]
 
@@ -127,3 +131,49 @@ def test_a_job_that_ends_early_tells_those_at_work(tmp_path):
     jobs = [(Path(name), tmp_path / name) for name in ("bad", "long")]
     with pytest.raises(ModelError):
         folders.for_each(jobs, work, print, 2, stop)
+
+
+ENDLESS = """
+import sys, time
+from pathlib import Path
+from onedc_jax import folders
+def work(*_):
+    print("begun", flush=True)
+    time.sleep(60)
+folders.for_each([(Path("a"), Path("a"))], work, lambda text: print(text, flush=True))
+"""
+
+
+def test_the_first_interrupt_is_answered_and_the_second_obeyed():
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGINT)
+    assert "Ctrl-C again stops at once" in process.stdout.readline()
+    time.sleep(0.2)  # it answers before it waits
+    process.send_signal(signal.SIGINT)
+    assert process.wait(20) == -signal.SIGINT
+
+
+def test_what_links_lead_to_is_neither_read_and_written_nor_written_twice(tmp_path, capsys):
+    photos, small = tmp_path / "photos", tmp_path / "small"
+    photos.mkdir()
+    small.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (photos / name).write_bytes(b"dear")
+    (small / "a.onedc").symlink_to(photos / "b.png")
+    (small / "b.onedc").symlink_to(small / "c.onedc")
+    assert main(["encode", str(photos), str(small), "--overwrite"]) == 1
+    out, err = capsys.readouterr()
+    assert "a.onedc: a link to one of the files that are read" in err
+    assert "c.onedc: by a link the same file as another output" in err
+    assert out == "0 encoded, 3 failed\n" and (photos / "b.png").read_bytes() == b"dear"
+
+
+def test_what_is_there_can_be_left_so_that_a_run_goes_on(tmp_path, capsys):
+    for name in ("a.png", "b.png", "a.onedc"):
+        (tmp_path / name).write_bytes(b"dear")
+    assert main(["encode", str(tmp_path), "--skip-existing"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "0 encoded, 1 failed, 1 there already\n"
+    assert err.count("\n") == 1 and "b.png: not a PNG" in err
+    assert (tmp_path / "a.onedc").read_bytes() == b"dear"

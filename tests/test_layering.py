@@ -17,7 +17,8 @@ ROOMS = {
     # leaves: of ours, only errors (and what reads an image)
     "onedc_jax.trees": [],
     "onedc_jax.sizes": [],
-    "onedc_jax.images": ["errors", "sizes"],
+    "onedc_jax.damage": [],
+    "onedc_jax.images": ["damage", "errors", "sizes"],
     "onedc_jax.data": ["lazy"],
     "onedc_jax.data.*": ["errors", "images", "folders", "data.*"],
     "onedc_jax.log": ["errors"],

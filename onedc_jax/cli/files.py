@@ -41,7 +41,8 @@ examples:
   onedc encode photo.jpg                 writes photo.onedc
   onedc encode photo.jpg out/p.onedc     writes out/p.onedc
   onedc encode photos/ small/            the same subfolders in small/, made as needed; goes on
-                                         past a bad file, sums up, and returns 1 if any failed
+                                         past a bad file, sums up, and returns 1 if any failed;
+                                         with --skip-existing it goes on where it was stopped
   onedc encode photo.jpg --quality 80    finer; 0 is the smallest, 100 the finest
   onedc encode photo.jpg --max-bytes 3000
   onedc encode photo.jpg --target-bpp 0.05
@@ -92,7 +93,13 @@ def add(commands) -> None:
             metavar="NAME_OR_PATH",
             help="a preset, model folder or training run (default: %(default)s)",
         )
-        child.add_argument("--overwrite", action="store_true", help="replace files that exist")
+        there = child.add_mutually_exclusive_group()
+        there.add_argument("--overwrite", action="store_true", help="replace files that exist")
+        there.add_argument(
+            "--skip-existing",
+            action="store_true",
+            help="of a folder, do what is not there yet: goes on where a run was stopped",
+        )
         return child
 
     encode = transcode("encode", _encode, "images to small files", _ENCODE, _ENCODE_EXAMPLES)
@@ -236,9 +243,11 @@ def _transcode(
     target = output and Path(output)
     if source.is_dir():
         target = target or source
-        return _transcode_folder(direction, source, target, load, arguments.overwrite, stop)
+        return _transcode_folder(direction, source, target, load, arguments, stop)
     source.stat()  # before anything else, to say that there is no such file
     beside = source.with_suffix(direction.target_suffix)
+    if target is None and not source.is_file():
+        raise OneDCError(f"{source}: is not a file that others can be beside; name an output")
     if target is None and beside == source:
         raise OneDCError(f"{source}: has the name of what is to be made; name an output as well")
     target = target or beside
@@ -262,7 +271,7 @@ def _transcode_folder(
     source: Path,
     target: Path,
     load: Callable,
-    overwrite: bool,
+    arguments: argparse.Namespace,
     stop: threading.Event | None,
 ) -> int:
     from tqdm import tqdm
@@ -274,27 +283,36 @@ def _transcode_folder(
     for error in locked:
         say(folders.explain(error))
     if not files:
-        raise OneDCError(f"{source}: no {', '.join(direction.suffixes)} file in it")
+        readable = "that can be read " if locked else ""
+        raise OneDCError(f"{source}: no {', '.join(direction.suffixes)} file {readable}in it")
     places = folders.targets(files, source, target, direction.target_suffix)
+    jobs = list(zip(files, places, strict=True))
+    refused = folders.clashes(files, places)
+    if arguments.skip_existing:
+        jobs = [(file, place) for file, place in jobs if not place.exists()]
+    skipped = len(files) - len(jobs)
 
     # disable=None: no bar where the error output is no terminal.
-    with tqdm(total=len(files), unit="file", disable=None) as bar:
+    with tqdm(total=len(jobs), unit="file", disable=None) as bar:
 
         def beside(message: str) -> None:
             bar.write(f"onedc: {shown(message)}", file=sys.stderr)
 
         def work(file: Path, place: Path):
             try:
-                done = direction.work(load, file, place, overwrite)
+                if place in refused:
+                    raise OneDCError(f"{place}: {refused[place]}")
+                done = direction.work(load, file, place, arguments.overwrite)
             finally:
                 bar.update()
             for note in done.notes:
                 beside(f"{file}: {note}")
             return done
 
-        jobs = zip(files, places, strict=True)
         results, failed = folders.for_each(jobs, work, beside, workers(), stop)
     total = f"{len(results)} {direction.verb}, {failed} failed"
+    if skipped:
+        total += f", {skipped} there already"
     if results:
         mean = sum(done.bpp for done in results) / len(results)
         total += f"  {sum(done.size for done in results):,} bytes  {mean:.3f} bpp on average"

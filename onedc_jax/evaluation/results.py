@@ -101,9 +101,10 @@ class Folder:
         self._log.close()
 
     def find_row(self, key: dict) -> dict | None:
-        """The row of this key, if its file is there."""
+        """The row of this key, if its file is there, and as long as it was."""
         row = self.rows.get(_hash(key))
-        return row if row and (self.path / row["file"]).is_file() else None
+        file = row and self.path / row["file"]
+        return row if file and file.is_file() and file.stat().st_size == row["bytes"] else None
 
     def add(self, row: dict, data: bytes, suffix: str) -> dict:
         """Keeps what was coded, then its row with the file's name in it, which it returns.
