@@ -187,6 +187,7 @@ def test_a_generator_begins_as_a_diffusion_model(tmp_path):
     with pytest.raises(ModelError, match="'unet' has norm_groups=4, the recipe norm_groups=2"):
         replaced(teacher, small_unet(norm_groups=2), "unet", path)
     replaced(teacher, small_unet(norm_groups=2), "unet", path, reshaped=True)
+    replaced(teacher, small_unet(widths=[8, 8]), "unet", path)
 
 
 def test_a_diffusion_model_of_latents_of_another_scale_is_refused(tmp_path):

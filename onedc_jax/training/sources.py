@@ -118,7 +118,10 @@ def check_alike(
 
     For what shapes do not tell, such as the number of heads; without `lora`, not for that either.
     """
-    found, wanted = (_fields(x) for x in (type(module)(**found), module))
+    try:
+        found, wanted = (_fields(x) for x in (type(module)(**found), module))
+    except TypeError as error:
+        raise ModelError(f"{path}: its {part!r} has a field that is not known here") from error
     names = [name for name in wanted if found.get(name) != wanted[name]]
     if not lora:
         names = [name for name in names if name not in ("rank", "alpha")]
@@ -143,7 +146,7 @@ def _fields(module: nn.Module) -> dict[str, Any]:
     """What a module computes, by the names of its fields and of its U-Net's, defaults and all."""
     fields = {}
     for name in (field.name for field in dataclasses.fields(module)):
-        value = getattr(module, name)
+        value = hashable(getattr(module, name))
         if name in _UNETS:
             nested = _fields(_UNETS[name](**(value or {})))
             fields |= {f"{name}.{inner}": x for inner, x in nested.items()}
