@@ -142,8 +142,8 @@ def for_each(
 
     results, failures = [], 0
     with ThreadPoolExecutor(workers) as pool:
-        pending = [(*job, pool.submit(made, *job)) for job in jobs]
         try:
+            pending = [(*job, pool.submit(made, *job)) for job in jobs]
             for file, target, future in pending:
                 error = _unless_unknown(future.exception())
                 if error is None:
