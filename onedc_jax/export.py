@@ -58,7 +58,8 @@ latents come from its bytes where onedc_jax is installed, and its model is:
 
 Latents of a smaller picture are made as large as the program's: their last row and column are
 repeated. The network takes what it sees there for a part of the picture, so that this changes a
-little near it; a program of the right size makes the picture that `onedc decode` makes.
+little near it. A program of the right size makes the picture that `onedc decode` makes, up to
+1024x1024 pixels: larger ones are decoded in windows there, and differ a little.
 """
 
 import io

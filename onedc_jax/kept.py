@@ -4,7 +4,6 @@ They lie where jax's compilation cache is (`jax_compilation_cache_dir`), or nowh
 none. As in it, whoever may write there may run code. A CRC-32 in front tells damage.
 """
 
-import functools
 import hashlib
 import mmap
 import os
@@ -37,7 +36,7 @@ def of_folder(kind: str, folder: Path, make: Callable[[], Any]) -> Any:
     place = file(kind, str(folder.absolute()))
     if place is None:
         return make()
-    state = _digest(code(), *map(str, _files(folder))).encode()
+    state = _digest(CODE, *map(str, _files(folder))).encode()
     with suppress(Exception):  # none yet, or not readable: made anew
         stored = read(place)
         if stored[: len(state)] == state:
@@ -77,22 +76,27 @@ def write(place: Path, data: bytes, most: int) -> None:
         old.unlink(missing_ok=True)
 
 
-@functools.cache
-def code() -> str:
-    """A digest of this package's code."""
+def _code() -> str:
+    """A digest of this package's code and tables."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(source.read_bytes())
+    for source in sorted(Path(__file__).parent.rglob("*")):
+        if source.suffix in (".py", ".npz"):
+            digest.update(source.read_bytes())
     return digest.hexdigest()
 
 
+# Taken as the code is imported: its files may change while it runs.
+CODE = _code()
+
+
 def _files(folder: Path) -> list[tuple]:
-    """The files below a folder by name, size and the time of their last change."""
+    """The files below a folder, also behind links, by name, size and time of their last change."""
     found = []
-    for path in sorted(folder.rglob("*")):
-        state = path.stat()
-        found.append((str(path.relative_to(folder)), state.st_size, state.st_mtime_ns))
-    return found
+    for root, _, names in os.walk(folder, followlinks=True):
+        for path in (Path(root, name) for name in names):
+            state = path.stat()
+            found.append((str(path.relative_to(folder)), state.st_size, state.st_mtime_ns))
+    return sorted(found)
 
 
 def _digest(*of: str) -> str:

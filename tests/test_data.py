@@ -116,9 +116,6 @@ def test_several_crops_of_an_image(folder):
 
 
 def test_worker_processes_change_nothing(folder):
-    from absl import flags
-
-    flags.FLAGS.mark_as_parsed()
     np.testing.assert_array_equal(take(folder, 3, workers=1), take(folder, 3))
 
 

@@ -194,6 +194,7 @@ def test_what_tfds_has_not_prepared_is_one_line(prepared, monkeypatch, spec, mes
         ("columns.parquet", r"columns \(url\)"),
         ("mixed", "array_record and parquet"),
         ("partly", "number 00001 is missing"),
+        ("alone/a.array_record", "number 00001 is missing"),
         ("beyond", "number 00002 is none of these"),
     ],
 )
@@ -201,7 +202,7 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, monkeypatch, name, message)
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
-    for folder in ("empty", "mixed", "partly", "beyond"):
+    for folder in ("empty", "mixed", "partly", "alone", "beyond"):
         (tmp_path / folder).mkdir()
     for path in ("readme.txt", "bad.array_record", "bad.parquet", "bad.arrow"):
         (tmp_path / path).write_text("nonsense")
@@ -209,6 +210,7 @@ def test_what_cannot_be_opened_is_one_line(tmp_path, monkeypatch, name, message)
         (tmp_path / path).touch()
     for n in (0, 2):
         (tmp_path / f"partly/a-0000{n}-of-00003.array_record").touch()
+    (tmp_path / "alone/a-00000-of-00003.array_record").touch()
     for n in range(3):
         (tmp_path / f"beyond/a-0000{n}-of-00002.array_record").touch()
     parquet.write_table(pa.table({"url": [""]}), tmp_path / "columns.parquet")
@@ -260,6 +262,7 @@ def test_one_of_several_captions_is_chosen_for_good():
     assert chosen == [one_caption(captions, n) for n in range(60)]
     assert set(chosen) == {"a", "b", "c"}
     assert one_caption([], 1) == one_caption(None, 1) == ""
+    assert one_caption(b"\xef\xbb\xbfA dog", 0) == "A dog"  # with what some editors begin files
 
 
 def test_packing_makes_images_smaller_where_asked(photos, tmp_path, capsys):

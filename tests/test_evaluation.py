@@ -1,5 +1,6 @@
 """Rows of a report: measured once, kept, and found again."""
 
+import io
 import json
 import os
 import sys
@@ -177,7 +178,11 @@ def test_images_are_found_in_several_folders(tmp_path, folder):
     single = tmp_path / "single.png"
     Image.new("RGB", (8, 8)).save(single)
     names = [picture.name for picture in results.find([folder, single])]
-    assert names == ["images/0.png", "images/1.png", "single.png"]
+    assert names == ["0.png", "1.png", "single.png"]
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "1.png").symlink_to(single)
+    names = [picture.name for picture in results.find([folder, tmp_path / "more"])]
+    assert names == ["0.png", "images/1.png", "more/1.png"]
     assert len(results.find([folder], limit=1)) == 1
     with pytest.raises(OneDCError, match="two images have this name"):
         results.find([folder, folder])
@@ -205,6 +210,14 @@ def test_a_baseline_returns_the_image_from_fewer_bytes_at_a_lower_quality(name):
     errors = [np.abs(codec.decode(file) - image.astype(int)).mean() for file in files]
     assert errors[-1] < errors[0]
     assert codec.encode(image, codec.qualities[3]) == files[3]
+
+
+@pytest.mark.parametrize(("quality", "progressive"), [(1, False), (75, True)])
+def test_jpeg_is_of_the_kind_that_is_shorter(quality, progressive):
+    (codec,), _ = baselines.available(["jpeg"])
+    file = codec.encode(photo(512, 768), quality)
+    with Image.open(io.BytesIO(file)) as image:
+        assert ("progressive" in image.info) == progressive
 
 
 def test_a_baseline_says_what_it_cannot_hold():

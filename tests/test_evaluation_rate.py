@@ -108,6 +108,7 @@ def test_a_curve_keeps_what_is_worth_its_rate():
     values = {0.1: 20, 0.2: 19, 0.4: 30, 0.8: 31}
     points = codec("a", [0.4, 0.1, 0.2, 0.8], psnr=values.get)
     points += codec("a", [1.6], psnr=lambda r: math.inf)
+    points += codec("a", [0.8], psnr=lambda r: 30)  # as dear, and worse
     curve = rate.curve(points, "a", "psnr")
     assert curve.rates.tolist() == [0.1, 0.4, 0.8] and curve.values.tolist() == [20, 30, 31]
 
@@ -127,6 +128,15 @@ def test_where_curves_do_not_overlap_that_is_said():
     assert rate.bd_rate(curves["anchor"], curves["far"]) == {"note": "no overlap"}
     single = rate.bd_rate(curves["anchor"], curves["single"])
     assert single == {"note": "this codec has a single rate"}
+
+
+def test_overlap_is_what_the_anchor_covers_of_a_codec():
+    pytest.importorskip("bjontegaard")
+    near = codec("near", [0.8, 6.4], psnr=psnr)  # the anchor ends at 1.6, a third of its way
+    curves = [rate.curve([*ALL, *near], name, "psnr") for name in ("anchor", "near")]
+    assert rate.bd_rate(*curves)["overlap"] == pytest.approx(1 / 3)
+    within = rate.curve(codec("within", [0.2, 0.4], psnr=psnr), "within", "psnr")
+    assert rate.bd_rate(curves[0], within)["overlap"] == pytest.approx(1)
 
 
 def test_a_single_point_has_the_anchor_s_rate_at_its_quality():

@@ -167,6 +167,24 @@ def test_a_second_run_codes_nothing_and_writes_the_same(report, source):
     assert again.points == first.points and (out / "summary.csv").read_text() == before
 
 
+def test_what_a_report_no_longer_has_goes(report, source, tmp_path):
+    out = shutil.copytree(report[0], tmp_path / "out")
+    for name in ("sheet.jpg", "table.md", "curves/psnr.svg"):
+        assert (out / name).exists()
+    (out / "curves" / "fid.svg").touch()
+    reports.report([source], out, reports.Codecs([Green("one")], [], []), Distances())
+    assert not (out / "sheet.jpg").exists() and not (out / "table.md").exists()
+    assert [path.name for path in sorted((out / "curves").glob("*.svg"))] == ["psnr.svg"]
+
+
+def test_two_points_are_shown_once_each():
+    rows = [{"codec": "m", "bpp": bpp, "bytes": 9} for bpp in (0.1, 0.2)]
+    shown = list(zip(rows, ("low", "high"), strict=True))
+    assert [path for path, _ in sheet._row("original", shown, "m", "")] == [
+        *("original", "low", "high"),
+    ]
+
+
 def test_features_of_patches_become_fid_and_kid(tmp_path, monkeypatch):
     class Features:
         def __init__(self, folder):

@@ -49,6 +49,11 @@ def test_a_folder_is_read_once_until_it_changes(cache, source):
     assert bytes(read()["a"]) == b"abd" and len(calls) == 2
     (source / "b").touch()
     assert bytes(read()["a"]) == b"abd" and len(calls) == 3
+    (elsewhere := source.with_name("elsewhere")).mkdir()
+    (source / "link").symlink_to(elsewhere)
+    read()
+    (elsewhere / "c").write_bytes(b"behind a link")
+    assert bytes(read()["a"]) == b"abd" and len(calls) == 4
 
 
 def test_what_cannot_be_read_back_is_made_anew(cache, source):
@@ -129,3 +134,13 @@ def test_without_a_cache_nothing_is_kept(cache, source):
     for _ in range(2):
         kept.of_folder("x", source, partial(made, source, calls))
     assert len(calls) == 2 and not list(cache.iterdir())
+
+
+def test_programs_differ_by_what_a_file_of_flags_holds(tmp_path, monkeypatch):
+    flags = tmp_path / "flags"
+    monkeypatch.setenv("XLA_FLAGS", str(flags))
+    missing = programs._here()
+    flags.write_text("--xla_cpu_enable_fast_math=false")
+    first = programs._here()
+    flags.write_text("--xla_cpu_enable_fast_math=true")
+    assert len({missing, first, programs._here()}) == 3

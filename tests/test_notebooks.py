@@ -39,7 +39,8 @@ def test_rate_distortion_draws_from_results(tmp_path, monkeypatch, capsys):
     before += [{"image": "b", "error": "unreadable"}]
     lines = [json.dumps(row) for row in [*before, *rows]]
     (tmp_path / "report" / "results.jsonl").write_text("\n".join(lines) + "\n")
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notebooks").mkdir()
+    monkeypatch.chdir(tmp_path / "notebooks")
     space: dict = {}
     for cell in cells("rate_distortion.ipynb"):
         if cell["cell_type"] == "code":
@@ -51,13 +52,12 @@ def test_rate_distortion_draws_from_results(tmp_path, monkeypatch, capsys):
     assert space["rows"] == rows
 
 
-def test_decode_colab_asks_for_an_address_on_colab(monkeypatch):
+@pytest.mark.parametrize("path", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.name)
+def test_an_address_is_asked_for_on_colab(path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("installs"))
     monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
-    source = next(
-        cell["source"] for cell in cells("decode_colab.ipynb") if cell["cell_type"] == "code"
-    )
+    source = next(cell["source"] for cell in cells(path) if cell["cell_type"] == "code")
     with pytest.raises(SystemExit, match=r"set SOURCE to .*git\+https"):
         exec("".join(source), {})
 

@@ -114,7 +114,7 @@ def add(commands) -> None:
         "--target-bpp",
         type=_number(1e-9, 1e3),
         metavar="B",
-        help="the quality whose file is nearest to so many bits a pixel; below the lowest quality "
+        help="the quality whose file has about so many bits a pixel; below the lowest quality "
         "detail is left out, down to the tokens alone",
     )
     amount.add_argument(

@@ -112,8 +112,8 @@ class Codec:
     def encode_within(self, image: np.ndarray, size: int) -> bytes:
         """The best stream of at most `size` bytes, a whole number; raises as `encode`.
 
-        Where the lowest quality has more, steps of y are left out. Raises ImageError where even z
-        alone has more.
+        Or one next to it: now and then a higher quality has a few bytes less. Where the lowest
+        quality has more, steps of y are left out. Raises ImageError where even z alone has more.
         """
         _whole("size", size)
         data = search.within(*self._coders(image), size)
@@ -122,9 +122,9 @@ class Codec:
         return data
 
     def encode_near(self, image: np.ndarray, size: int) -> bytes:
-        """The stream whose size is nearest to `size` bytes; otherwise as `encode_within`.
+        """The stream whose size is nearest to `size` bytes, or nearly; else as `encode_within`.
 
-        With effort it is not always the very nearest.
+        With effort it is less near.
         """
         _whole("size", size)
         return search.nearest(*self._coders(image), size)

@@ -33,14 +33,9 @@ def load(name_or_path: str | Path = "tiny", arithmetic: str = "integer") -> Code
     if arithmetic not in ("integer", "float"):
         raise ValueError(f'arithmetic must be "integer" or "float", not {arithmetic!r}')
     path = resolve(name_or_path)
-    try:
-        model = build(read_config(path))
-    except TypeError as error:
-        raise ModelError(
-            f"{path / 'model.json'}: not a configuration of this version ({error})"
-        ) from error
-    ready = lambda: _weights(path, model, arithmetic)
-    return _codec(str(name_or_path), model, *kept.of_folder(f"{arithmetic}-weights", path, ready))
+    ready = lambda: _weights(path, arithmetic)
+    weights = kept.of_folder(f"{arithmetic}-weights", path, ready)
+    return _codec(str(name_or_path), _model(path), *weights)
 
 
 def assembled(name: str, config: Mapping[str, Any], params: Any, programs: Programs) -> Codec:
@@ -62,12 +57,21 @@ def _codec(name: str, model: OneDC, params: Any, entropy: Any | None) -> Codec:
     return Codec(name, Networks.of(model, params, jax.local_devices()[0]), path)
 
 
-def _weights(path: Path, model: OneDC, arithmetic: str) -> tuple[Any, Any]:
+def _model(path: Path) -> OneDC:
+    try:
+        return build(read_config(path))
+    except TypeError as error:
+        raise ModelError(
+            f"{path / 'model.json'}: not a configuration of this version ({error})"
+        ) from error
+
+
+def _weights(path: Path, arithmetic: str) -> tuple[Any, Any]:
     """The folder's parameters as `_ready` makes them, and its integers or None, if they fit.
 
     Integers that are not to be used are left out unasked: they may be those to be made anew.
     """
-    params = load_model(path)[1]
+    model, params = _model(path), load_model(path)[1]
     missing = set(PARTS) - set(params)
     if missing:
         raise ModelError(f"{path}: not a whole codec, it lacks {', '.join(sorted(missing))}")

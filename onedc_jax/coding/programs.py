@@ -126,14 +126,24 @@ def _file(name: str, of: str, args: tuple, device: jax.Device) -> Path | None:
 def _here() -> tuple[str, ...]:
     """What programs differ by: this package's code, jax, the processor, flags and settings."""
     return (
-        kept.code(),
+        kept.CODE,
         jax.__version__,
         jaxlib.__version__,
         _processor(),
-        os.environ.get("XLA_FLAGS", ""),
+        _flags("XLA_FLAGS"),
+        _flags("LIBTPU_INIT_ARGS"),
         f"{jax.config.jax_enable_x64} {jax.config.jax_default_matmul_precision}",
         str(jax.config.read("jax_disable_most_optimizations")),
     )
+
+
+def _flags(variable: str) -> str:
+    """The flags that a variable of the environment holds, or the file that it names."""
+    value = os.environ.get(variable, "")
+    if value and not value.startswith("-"):
+        with suppress(OSError):
+            return Path(value).read_text(errors="surrogateescape")
+    return value
 
 
 @functools.cache

@@ -261,7 +261,7 @@ def _parse(data: bytes) -> Info:
         raise StreamError(
             f"this is not a onedc stream: it begins with byte 0x{data[0]:02x}, not 0x{_MAGIC:02x}"
         )
-    _need(data, 4)
+    _need(data, 2)
     version, arithmetic, flags = data[1] >> 4, data[1] >> 2 & 3, data[1] & 3
     if version != VERSION:
         raise StreamError(

@@ -154,7 +154,7 @@ def one_caption(captions: Any, index: int) -> str:
     if captions is None:
         return ""
     if isinstance(captions, bytes):
-        return captions.decode(errors="replace").strip()
+        return captions.decode("utf-8-sig", errors="replace").strip()
     if isinstance(captions, str):
         return captions.strip()
     captions = list(captions)

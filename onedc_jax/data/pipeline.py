@@ -12,6 +12,7 @@ from pathlib import Path
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from onedc_jax.data.examples import Source
 from onedc_jax.data.sources import open_source
@@ -77,6 +78,8 @@ def batches(
         grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2, threads))
     )
     if workers:
+        if not flags.FLAGS.is_parsed():  # grain asks one of its own, also where no program has any
+            flags.FLAGS.mark_as_parsed()
         ds = ds.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _deaf)
     return iter(ds)
 

@@ -219,7 +219,7 @@ def _check_complete(spec: str | Path, paths: Sequence[Path]) -> None:
             sets.setdefault((path.parent, part[1], part[4], int(part[3])), set()).add(int(part[2]))
     for (folder, stem, _, count), numbers in sets.items():
         wrong = sorted(set(range(count)) ^ numbers)
-        if len(paths) > 1 and wrong:
+        if wrong and not Path(spec).expanduser().is_file():  # one of them that is named may be all
             what = "missing" if wrong[0] < count else "none of these"
             raise OneDCError(
                 f"{spec}: {folder / stem}-*-of-{count:05d} has {len(numbers)} of {count} files; "

@@ -5,7 +5,8 @@ With 4:2:0 chroma where that is the default; docs/evaluation.md says with what e
 
 import io
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 
@@ -81,8 +82,18 @@ def _pillow_decoder(kind: str) -> Callable[[bytes], np.ndarray]:
 
 def _jpeg() -> Baseline:
     qualities = (1, 5, 8, 12, 20, 35, 55, 75)
-    options = lambda quality: dict(quality=quality, optimize=True, progressive=True)
-    return _pillow("jpeg", ".jpg", "JPEG", "jpg", qualities, options)
+    options = lambda quality, scans: dict(quality=quality, optimize=True, progressive=scans)
+    one, many = (
+        _pillow("jpeg", ".jpg", "JPEG", "jpg", qualities, partial(options, scans=scans))
+        for scans in (False, True)
+    )
+
+    def encode(image: np.ndarray, quality: Quality) -> bytes:
+        """The shorter of two: at low rates several scans cost more than they save."""
+        return min((codec.encode_(image, quality) for codec in (one, many)), key=len)
+
+    made_with = f"{one.version}, sequential or progressive"
+    return replace(one, version=made_with, encode_=encode)
 
 
 def _webp() -> Baseline:

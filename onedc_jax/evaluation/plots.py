@@ -12,6 +12,7 @@ _DARK = {_INK: "#e6edf3", _GRID: "#3d444d"}
 _MODEL_COLORS = ("#d1242f", "#8250df", "#bf3989")
 _COLORS = ("#0b84d8", "#e08600", "#1a9f6e", "#8c8c8c", "#56b4e9", "#b08b00", "#a0522d", "#5f6fd8")
 _MARKERS = "osD^vP<>"
+SUFFIXES = (".png", ".svg")  # of a figure's files
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
 
@@ -34,10 +35,9 @@ def draw(points: Sequence[dict], metric: str, models: Sequence[str] = ()) -> dic
         figure = Figure(figsize=(8, 5), layout="constrained")
         _draw(figure.subplots(), points, metric, models)
         files = {}
-        for suffix, options in (
-            (".png", dict(dpi=144, facecolor="white")),
-            (".svg", dict(transparent=True, metadata={"Date": None})),
-        ):
+        opaque = dict(dpi=144, facecolor="white")
+        clear = dict(transparent=True, metadata={"Date": None})
+        for suffix, options in zip(SUFFIXES, (opaque, clear), strict=True):
             buffer = io.BytesIO()
             figure.savefig(buffer, format=suffix[1:], **options)
             files[suffix] = buffer.getvalue()

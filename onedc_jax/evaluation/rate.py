@@ -138,8 +138,8 @@ def curve(points: Iterable[dict], codec: str, metric: str) -> Curve:
     The points are those that `comparable` gives for the metric.
     """
     kept: list[tuple[float, float]] = []
-    for rate, value in pairs(points, codec, metric):
-        value *= METRICS[metric].sign
+    found = [(rate, METRICS[metric].sign * value) for rate, value in pairs(points, codec, metric)]
+    for rate, value in sorted(found, key=lambda point: (point[0], -point[1])):
         if not kept or (rate > kept[-1][0] and value > kept[-1][1]):
             kept.append((rate, value))
     rates, values = np.array(kept).reshape(-1, 2).T
@@ -150,7 +150,7 @@ def bd_rate(anchor: Curve, test: Curve) -> dict[str, float | str]:
     """How much more rate `test` needs than `anchor` for the same quality, in percent, on average.
 
     Bjøntegaard's measure of log rate over quality, interpolated by PCHIP and by Akima:
-    {"pchip", "akima", "overlap"}, the last the share of both curves' range that both cover. Where
+    {"pchip", "akima", "overlap"}, the last the share of `test`'s range that `anchor` covers. Where
     it cannot be said, {"note"} instead. Needs the package `bjontegaard`; raises OneDCError
     without it.
     """
@@ -163,7 +163,7 @@ def bd_rate(anchor: Curve, test: Curve) -> dict[str, float | str]:
             return {"note": f"{whose} has {'a single rate' if len(one.rates) else 'no value'}"}
     ends = [(one.values[0], one.values[-1]) for one in (anchor, test)]
     covered = min(high for _, high in ends) - max(low for low, _ in ends)
-    overlap = covered / (max(high for _, high in ends) - min(low for low, _ in ends))
+    overlap = covered / (test.values[-1] - test.values[0])
     if overlap <= 0:
         return {"note": "no overlap"}
     found: dict[str, float | str] = {"overlap": float(overlap)}

@@ -250,9 +250,12 @@ class _Work:
         return found
 
     def write_sheet(self, shown: _Shown, anchor: str | None) -> None:
-        """Writes the contact sheet and the README's table, where there is a model."""
+        """Writes the contact sheet and the README's table, where there is a model; or no older."""
         models = self.codecs.models
-        if models and shown:
+        if not (models and shown):
+            self.folder.remove("sheet.jpg")
+            self.folder.remove("table.md")
+        else:
             image = contact_sheet(self.folder.path, shown, models[0], anchor or "")
             self.folder.write("sheet.jpg", image)
             self.folder.write("table.md", table(self.done.points, models).encode())
@@ -260,6 +263,9 @@ class _Work:
     def draw(self, compared: dict[str, list[dict]]) -> list[dict]:
         """Writes a figure for each metric; returns their labels and names for the page."""
         found = []
+        for name in rate.METRICS.keys() - compared.keys():
+            for suffix in plots.SUFFIXES:
+                self.folder.remove(f"curves/{name}{suffix}")
         for name, points in compared.items():
             try:
                 files = plots.draw(points, name, self.codecs.models)

@@ -38,19 +38,24 @@ class Picture:
 def find(sources: Iterable[Path], limit: int | None = None) -> list[Picture]:
     """The images that are named, and those in the folders that are, `limit` of them at most.
 
-    Raises OneDCError where there is none, or two that would have one name; OSError for a path that
-    is not there.
+    Names are those below their folders; of images that would have one name, the folder's is before
+    it. Raises OneDCError where there is none, or two that would have one name even so; OSError for
+    a path that is not there.
     """
     sources = list(sources)
-    found = []
+    places: list[tuple[Path, Path]] = []  # each image, and the folder that its name begins below
     for source in sources:
         source.stat()
-        if not source.is_dir():
-            found.append(Picture(source.name, source))
-            continue
-        prefix = source.resolve().name + "/" if len(sources) > 1 else ""
-        paths = folders.find(source, images.READ_SUFFIXES)
-        found += [Picture(prefix + path.relative_to(source).as_posix(), path) for path in paths]
+        inside = source.is_dir()
+        paths = folders.find(source, images.READ_SUFFIXES) if inside else [source]
+        places += [(path, source if inside else source.parent) for path in paths]
+    below = lambda path, folder: path.relative_to(folder).as_posix()
+    taken = Counter(below(*place) for place in places)
+    found = []
+    for path, folder in places:
+        name = below(path, folder)
+        prefix = folder.resolve().name + "/" if taken[name] > 1 else ""
+        found.append(Picture(prefix + name, path))
     for name, count in Counter(picture.name for picture in found).items():
         if count > 1:
             raise OneDCError(f"{name}: two images have this name; name a folder above both")
@@ -130,6 +135,10 @@ class Folder:
         target.parent.mkdir(parents=True, exist_ok=True)
         images.atomic_write(target, data, overwrite=True)
         return name
+
+    def remove(self, name: str) -> None:
+        """Removes a file of the report, if it is there."""
+        (self.path / name).unlink(missing_ok=True)
 
     def picture_of(self, row: dict) -> str:
         """The name of the decoded picture of a row, whether it is there or not."""

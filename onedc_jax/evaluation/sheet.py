@@ -65,7 +65,8 @@ def _row(original: str, shown: list[tuple[dict, str]], model: str, other: str) -
     of = lambda name: [row for row, _ in shown if row["codec"] == name]
     path = {id(row): name for row, name in shown}
     own = sorted(of(model), key=lambda row: row["bpp"])
-    picked = [own[round(i * (len(own) - 1) / (RATES - 1))] for i in range(min(RATES, len(own)))]
+    count = min(RATES, len(own))
+    picked = [own[round(i * (len(own) - 1) / max(1, count - 1))] for i in range(count)]
     found = [(original, "original")]
     for row in picked:
         for one in (row, *([nearest(of(other), row["bpp"])] if of(other) else [])):
