@@ -61,13 +61,9 @@ def _circular(folder: Path) -> bool:
 def find(
     folder: Path, suffixes: Collection[str], failed: Callable[[OSError], object] = _raise
 ) -> list[Path]:
-    """The files of `walk` with one of these (lower-case) suffixes, sorted.
-
-    Broken links are among them, pipes and devices are not: reading one may never end.
-    """
+    """The files of `walk` with one of these (lower-case) suffixes, sorted."""
     paths = (root / name for root, names in walk(folder, failed) for name in names)
-    found = (path for path in paths if path.suffix.lower() in suffixes)
-    return sorted(path for path in found if path.is_file() or not path.exists())
+    return sorted(path for path in paths if path.suffix.lower() in suffixes)
 
 
 def make(folder: Path) -> None:
@@ -137,6 +133,8 @@ def for_each(
     """
 
     def made(file: Path, target: Path):
+        if file.exists() and not file.is_file():
+            raise OneDCError(f"{file}: a pipe or device, of which reading may never end")
         make(target.parent)
         return work(file, target)
 

@@ -36,7 +36,6 @@ def test_files_are_found_sorted_in_all_subfolders_but_hidden_ones(tmp_path):
     for name in ("b.JPG", "a/c.png", "a/notes.txt", ".hidden.png", ".cache/d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    os.mkfifo(tmp_path / "pipe.png")
     found = folders.find(tmp_path, (".png", ".jpg"))
     assert [path.relative_to(tmp_path).as_posix() for path in found] == ["a/c.png", "b.JPG"]
 
@@ -104,6 +103,14 @@ def test_a_job_goes_on_past_a_bad_file_but_not_past_a_bad_model(tmp_path):
     assert said == ["bad: no image"]
     with pytest.raises(ModelError):
         folders.for_each(jobs, work, said.append)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    said = []
+    jobs = [(tmp_path / "pipe.png", tmp_path / "pipe.onedc")]
+    assert folders.for_each(jobs, lambda file, _: file.read_bytes(), said.append) == ([], 1)
+    assert said == [f"{tmp_path}/pipe.png: a pipe or device, of which reading may never end"]
 
 
 def test_several_are_at_work_and_what_they_make_stays_in_order(tmp_path):
