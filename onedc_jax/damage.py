@@ -5,7 +5,7 @@ import re
 import zlib
 from typing import BinaryIO
 
-from PIL import Image
+from PIL import Image, ImageChops
 
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of PNG's types of colour
 # The first column and row of each of Adam7's passes, and its steps along both.
@@ -14,10 +14,11 @@ _ADAM7 = (
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
 _START = 8  # bytes of PNG's signature
+_ARITHMETIC = (0xC9, 0xCA, 0xCB)  # this coding may leave out the zeros that its data end with
 _SCAN = 0xDA
 _END = 0xD9
 # A marker among a scan's data; there FF is followed by 0, and restarts belong to the data.
-_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 # What the decoder takes for more data if it still wants some, after any restart.
 _MORE = b"".join(b"\x55" * 16 + bytes((0xFF, 0xD0 + n % 8)) for n in range(16)) + b"\x55" * 16
 
@@ -74,7 +75,7 @@ def _check_rows(data: bytes, compressed: list[memoryview]) -> None:
             wanted += rows * (1 + (columns * depth * _CHANNELS[colour] + 7) // 8)
     inflate, found = zlib.decompressobj(), 0
     for part in compressed:
-        while part and not inflate.eof:
+        while part and not inflate.eof and found < wanted:
             found += len(inflate.decompress(part, 1 << 20))
             part = inflate.unconsumed_tail
     if found < wanted:
@@ -91,20 +92,22 @@ def _takes_more(data: bytes, image: Image.Image) -> bool:
         return False
     longer = io.BytesIO(data[:end] + _MORE + data[end:])
     with Image.open(longer, formats=("JPEG",)) as other:
-        return other.tobytes() != image.tobytes()
+        return ImageChops.difference(other, image).getbbox() is not None
 
 
 def _end(data: bytes) -> int | None:
-    """The place of the marker that ends a JPEG's first picture; None if there is none."""
+    """The place of the marker that ends a JPEG's first picture; None where that says nothing."""
     place = 2
     while place + 2 <= len(data) and data[place] == 0xFF:
         kind = data[place + 1]
         if kind == _END:
             return place
+        if kind in _ARITHMETIC:
+            return None
         place += 2 + int.from_bytes(data[place + 2 : place + 4])
         if kind == _SCAN:
             found = _MARKER.search(data, place)
             if not found:
                 return None
-            place = found.start(1) - 1
+            place = found.start()
     return None

@@ -22,6 +22,8 @@ def initialize(
     """
     import jax
 
+    if tpu_vms and (coordinator or processes or process >= 0):
+        raise OneDCError("--tpu_vms finds the other processes: leave out --coordinator and numbers")
     if coordinator:
         if not 0 <= process < processes:
             raise OneDCError(
@@ -79,15 +81,17 @@ def _has_node(environment: Mapping[str, str]) -> bool:
     Of several on a node jax has each take one GPU, and of one too.
     """
     tasks, nodes = (environment.get(f"SLURM_{name}") for name in ("NTASKS", "STEP_NUM_NODES"))
-    return tasks is not None and tasks == nodes and "JAX_LOCAL_DEVICE_IDS" not in environment
+    names = ("LOCAL_DEVICE_IDS", "CUDA_VISIBLE_DEVICES", "ROCM_VISIBLE_DEVICES")
+    named = any(f"JAX_{name}" in environment for name in names)
+    return tasks is not None and tasks == nodes and not named
 
 
 @contextlib.contextmanager
 def failing_together(place: str) -> Iterator[None]:
     """What fails in here on one process fails on all: or they would wait for it until they give up.
 
-    For what one process does alone, and with nothing inside that waits for others; each `place` is
-    for one meeting.
+    For what some processes do alone; what waits for others in here must give up before `meet` does.
+    Each `place` is for one meeting.
     """
     import jax
     from jax.experimental import multihost_utils

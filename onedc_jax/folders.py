@@ -99,8 +99,8 @@ def targets(files: Iterable[Path], source: Path, target: Path, suffix: str) -> l
             names[i] = _full(files[i], suffix)
 
 
-def clashes(files: Iterable[Path], places: Iterable[Path]) -> dict[Path, str]:
-    """The places that links lead to one of `files`, or to another of them, and what is wrong."""
+def linked(files: Iterable[Path], places: Iterable[Path]) -> dict[Path, str]:
+    """What is wrong with each place that, by links, is one of `files` or an earlier place."""
     sources, taken, found = {os.path.realpath(file) for file in files}, set(), {}
     for place in places:
         real = os.path.realpath(place)
@@ -154,9 +154,9 @@ def for_each(
         except BaseException as error:
             if stop is not None:
                 stop.set()
-            if isinstance(error, KeyboardInterrupt):
-                failed("stops after the files that are at work; Ctrl-C again stops at once")
             with _ended_by_interrupt():
+                if isinstance(error, KeyboardInterrupt):
+                    failed("stops after the files that are at work; Ctrl-C again stops at once")
                 pool.shutdown(cancel_futures=True)
             raise
     return results, failures

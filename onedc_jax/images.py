@@ -77,10 +77,12 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
         if file.seekable():
             return _decode(file, str(path))
         # What is no image is looked at twice, and a pipe can only be read once.
-        data = file.read(_MOST_BYTES + 1)
-    if len(data) > _MOST_BYTES:
-        raise ImageError(f"{path}: more than {_MOST_BYTES >> 30} GiB, too large to be an image")
-    return decode(data, str(path))
+        data = io.BytesIO()
+        while data.tell() <= _MOST_BYTES and (part := file.read(1 << 20)):
+            data.write(part)
+    if data.tell() > _MOST_BYTES:
+        raise ImageError(f"{path}: more than {_MOST_BYTES:,} bytes, too large to be an image")
+    return _decode(data, str(path))
 
 
 def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from onedc_jax import folders
 from onedc_jax.images import atomic_write
 
 _LARGEST = 1 << 27  # bytes; reading more than that takes longer than making it ready
@@ -92,8 +93,8 @@ CODE = _code()
 def _files(folder: Path) -> list[tuple]:
     """The files below a folder, also behind links, by name, size and time of their last change."""
     found = []
-    for root, _, names in os.walk(folder, followlinks=True):
-        for path in (Path(root, name) for name in names):
+    for root, names in folders.walk(folder):
+        for path in (root / name for name in names):
             state = path.stat()
             found.append((str(path.relative_to(folder)), state.st_size, state.st_mtime_ns))
     return sorted(found)

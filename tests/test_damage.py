@@ -39,6 +39,11 @@ def test_a_jpeg_whose_data_end_early_is_refused(progressive, restarts, mode):
     assert read(data + b"more" + end).shape == (200, 301, 3)
 
 
+def test_a_long_run_of_fill_bytes_is_passed_in_no_time():
+    data = stored(PHOTO, "JPEG", progressive=True)
+    assert read(data[:-2] + b"\xff" * 300_000 + b"\0" + data[-2:]).shape == (200, 301, 3)
+
+
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("restarts", [0, 2])
 @pytest.mark.parametrize("plain", PLAIN)
@@ -86,3 +91,16 @@ def compressed(data: bytes) -> bytes:
 
 def chunk(kind: bytes, data: bytes = b"") -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_a_pipe_that_never_ends_is_not_read_to_its_end(monkeypatch):
+    monkeypatch.setattr(images, "_MOST_BYTES", 10)
+    monkeypatch.setattr(images, "open", lambda *_: Endless(), raising=False)
+    with pytest.raises(ImageError, match="endless: more than 10 bytes"):
+        images.read("endless")
+
+
+class Endless(io.RawIOBase):
+    def read(self, size=-1):
+        assert 0 < size <= 1 << 20
+        return bytes(size)

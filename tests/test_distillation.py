@@ -188,10 +188,13 @@ def test_a_generator_begins_as_a_diffusion_model(tmp_path):
         replaced(teacher, small_unet(norm_groups=2), "unet", path)
     replaced(teacher, small_unet(norm_groups=2), "unet", path, reshaped=True)
     replaced(teacher, small_unet(widths=[8, 8]), "unet", path)
+    save_model(tmp_path / "newer", {"unet": SMALL_UNET | {"new": 1}}, {"unet": teacher})
+    with pytest.raises(ModelError, match=r"its 'unet': .*new"):
+        replaced(teacher, small_unet(), "unet", str(tmp_path / "newer"))
 
 
 def test_a_diffusion_model_of_latents_of_another_scale_is_refused(tmp_path):
     save_model(tmp_path / "teacher", {"latent_scale": 0.25}, {"unet": np.zeros(1)})
     check_scale(str(tmp_path / "teacher"), 0.25)
-    with pytest.raises(ModelError, match=r"latents times 0\.25, here they are times 1 \("):
+    with pytest.raises(ModelError, match=r"latents times 0\.25, the codec's are times 1"):
         check_scale(str(tmp_path / "teacher"), 1.0)

@@ -21,7 +21,7 @@ print(jax.process_count(), jax.config._read("jax_cuda_visible_devices"))
 """
 
 
-def seen(nodes: int, named: bool = False) -> list[str]:
+def seen(nodes: int, named: bool) -> list[str]:
     """What two processes that SLURM has started see, on so many nodes, all of them this machine.
 
     They find each other by SLURM, or as they are `named`.
@@ -33,18 +33,25 @@ def seen(nodes: int, named: bool = False) -> list[str]:
     job |= dict(SLURM_NTASKS="2", SLURM_STEP_NUM_NODES=str(nodes), JAX_COORDINATOR_PORT=str(port))
     job |= dict(JAX_PLATFORMS="cpu", PYTHONPATH=str(ROOT))
     tasks = []
-    for task in range(2):
-        own = dict(SLURM_PROCID=str(task), SLURM_LOCALID=str(task % (2 // nodes)))
-        place = [f"localhost:{port}", "2", str(task)] if named else []
-        command = [sys.executable, "-c", LOOK, *place]
-        environment = os.environ | job | own
-        tasks.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    return [task.communicate(timeout=100)[0].strip() for task in tasks]
+    try:
+        for task in range(2):
+            own = dict(SLURM_PROCID=str(task), SLURM_LOCALID=str(task % (2 // nodes)))
+            place = [f"localhost:{port}", "2", str(task)] if named else []
+            command = [sys.executable, "-c", LOOK, *place]
+            options = dict(env=os.environ | job | own, stdout=subprocess.PIPE, text=True)
+            tasks.append(subprocess.Popen(command, **options))
+        return [task.communicate(timeout=100)[0].strip() for task in tasks]
+    finally:
+        for task in tasks:
+            task.kill()
 
 
-def test_a_process_alone_on_its_node_has_all_gpus_and_others_one_each():
-    assert seen(nodes=2) == seen(nodes=2, named=True) == ["2 all"] * 2
-    assert seen(nodes=1) == ["2 0", "2 1"]
+@pytest.mark.parametrize(
+    ("nodes", "named", "wanted"),
+    [(2, False, ["2 all"] * 2), (2, True, ["2 all"] * 2), (1, False, ["2 0", "2 1"])],
+)
+def test_a_process_alone_on_its_node_has_all_gpus_and_others_one_each(nodes, named, wanted):
+    assert seen(nodes, named) == wanted
 
 
 def test_hosts_of_a_tpu_slice_are_asked_for_and_missed(monkeypatch):
@@ -55,3 +62,5 @@ def test_hosts_of_a_tpu_slice_are_asked_for_and_missed(monkeypatch):
     with pytest.raises(OneDCError, match="--tpu_vms: no slice of Cloud TPU VMs is found here"):
         initialize(tpu_vms=True)
     initialize()  # nobody is asked
+    with pytest.raises(OneDCError, match="--tpu_vms finds the other processes"):
+        initialize("localhost:1234", 2, 0, tpu_vms=True)

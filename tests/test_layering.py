@@ -45,7 +45,7 @@ ROOMS = {
     ],
     "onedc_jax.quantization": ["errors", "models.*"],
     # integers and bytes; only the codec knows a network
-    "onedc_jax.kept": ["images"],
+    "onedc_jax.kept": ["folders", "images"],
     "onedc_jax.coding.codec": ["errors", "models.*", "coding.*"],
     "onedc_jax.coding.loading": ["errors", "models.*", "checkpoint", "kept", "coding.*"],
     "onedc_jax.coding.programs": ["kept"],
@@ -67,7 +67,9 @@ ROOMS = {
         *("captions", "data", "distributed", "log", "sharding", "evaluation.checkpoints"),
     ],
     "onedc_jax.training.programs": ["training.state", "sharding", "distributed"],
-    "onedc_jax.training.saving": ["errors", "trees", "images", "training.state", "checkpoint"],
+    "onedc_jax.training.saving": [
+        *("errors", "trees", "images", "training.state", "checkpoint", "distributed"),
+    ],
     "onedc_jax.training.*": [
         *("errors", "trees", "models.*", "training.*", "checkpoint", "sharding"),
     ],

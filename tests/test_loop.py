@@ -129,9 +129,10 @@ def test_a_last_model_that_could_not_be_exported_comes_by_the_same_command(
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-def test_where_the_first_process_alone_fails_all_save_and_end(whole, tmp_path):
+@pytest.mark.parametrize("broken", ["picture", "model"])
+def test_where_the_first_process_alone_fails_all_save_and_end(whole, tmp_path, broken):
     launcher = [sys.executable, str(ROOT / "launch" / "local_cluster.py"), "--processes=2"]
-    run = [*launcher, "--devices=1", "--", *command(tmp_path, full="yes")]
+    run = [*launcher, "--devices=1", "--", *command(tmp_path, broken=broken)]
     found = subprocess.run(run, env=environment(1), capture_output=True, text=True, timeout=120)
     assert found.returncode == 1 and "toy: No space left on device" in found.stderr
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["2"]
@@ -179,6 +180,9 @@ def test_the_best_checkpoint_outlives_later_ones(tmp_path):
 
 def test_the_last_model_is_the_best_where_it_is(tmp_path):
     train(toy.recipe(best="loss", validation_batches=1), tmp_path)
+    told = (tmp_path / "metrics.jsonl").read_text()
+    train(toy.recipe(best="loss", validation_batches=1), tmp_path)  # done: nothing comes again
+    assert (tmp_path / "metrics.jsonl").read_text() == told
     last, best = (load_model(tmp_path / name)[1] for name in ("model", "model_best"))
     jax.tree.map(np.testing.assert_array_equal, best, last)
 

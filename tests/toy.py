@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import config_dict
 
+from onedc_jax import checkpoint
 from onedc_jax.errors import OneDCError
 from onedc_jax.training import loop
 from onedc_jax.training.optimizer import make_optimizer
@@ -133,8 +134,9 @@ if __name__ == "__main__":
     place = {k: options.pop(k) for k in ("coordinator", "processes", "process") if k in options}
     if place:
         initialize(place["coordinator"], int(place["processes"]), int(place["process"]))
-    if options.pop("full", "") and jax.process_index() == 0:
-        loop.save_panel = full
+    broken = options.pop("broken", "")
+    if broken and jax.process_index() == 0:
+        setattr(*{"picture": (loop, "save_panel"), "model": (checkpoint, "_replace")}[broken], full)
     values = {k: float(v) if "." in v else int(v) for k, v in options.items()}
     try:
         loop.train(recipe(**values), sys.argv[1])

@@ -287,7 +287,7 @@ def _transcode_folder(
         raise OneDCError(f"{source}: no {', '.join(direction.suffixes)} file {readable}in it")
     places = folders.targets(files, source, target, direction.target_suffix)
     jobs = list(zip(files, places, strict=True))
-    refused = folders.clashes(files, places)
+    refused = folders.linked(files, places)
     if arguments.skip_existing:
         jobs = [(file, place) for file, place in jobs if not place.exists()]
     skipped = len(files) - len(jobs)

@@ -263,7 +263,7 @@ class _Work:
     def draw(self, compared: dict[str, list[dict]]) -> list[dict]:
         """Writes a figure for each metric; returns their labels and names for the page."""
         found = []
-        for name in rate.METRICS.keys() - compared.keys():
+        for name in rate.METRICS:  # older ones, also where none can be drawn now
             for suffix in plots.SUFFIXES:
                 self.folder.remove(f"curves/{name}{suffix}")
         for name, points in compared.items():

@@ -109,7 +109,7 @@ class Folder:
         """The row of this key, if its file is there, and as long as it was."""
         row = self.rows.get(_hash(key))
         file = row and self.path / row["file"]
-        return row if file and file.is_file() and file.stat().st_size == row["bytes"] else None
+        return row if file and file.is_file() and file.stat().st_size == row.get("bytes") else None
 
     def add(self, row: dict, data: bytes, suffix: str) -> dict:
         """Keeps what was coded, then its row with the file's name in it, which it returns.

@@ -95,7 +95,8 @@ def train(config, workdir: str | Path) -> None:
         stream = _batches(config, data, config.batch_size, **options)
         with closing(_Run(config, workdir, stage, programs, progress, start)) as run:
             examined = functools.partial(run.examine, examination, checkpointer)
-            if start == config.steps:  # what comes after the last one may have failed
+            # What comes after the last step may have failed; then that was saved unmeasured.
+            if start == config.steps and not checkpointer.latest.metrics:
                 examined(start, state, frozen)
             for step in range(start, config.steps):
                 batch = place(mesh, next(stream))

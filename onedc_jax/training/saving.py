@@ -14,6 +14,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from onedc_jax.checkpoint import copy_model, refuse_existing, save_model
+from onedc_jax.distributed import failing_together
 from onedc_jax.errors import OneDCError
 from onedc_jax.images import atomic_write
 from onedc_jax.training.state import Stage, TrainState
@@ -154,7 +155,8 @@ def export(workdir: Path, stage: Stage, state: TrainState, frozen) -> dict:
     params = stage.export(state, frozen)
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
-    save_model(workdir / "model", stage.model, params, overwrite=True)
+    with failing_together(f"exporting the model of step {int(state.step)}"):
+        save_model(workdir / "model", stage.model, params, overwrite=True)
     return params
 
 

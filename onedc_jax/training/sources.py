@@ -1,7 +1,7 @@
 """What a training starts from: parts of model folders, such as the "vae" of runs/vae."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onedc_jax.checkpoint import load_model, read_config, resolve
+from onedc_jax.checkpoint import built, load_model, read_config, resolve
 from onedc_jax.errors import ModelError
 from onedc_jax.models.onedc import hashable
 from onedc_jax.models.unet import AnalysisUNet, UNet
@@ -57,7 +57,7 @@ def replaced(
                 "(--config.init.reshaped=True widens what is narrower, and begins the rest at "
                 "random)"
             )
-        check_alike(path, part, fields, module, "--config.init.reshaped=True goes on all the same")
+        _check_alike(path, part, fields, module, "--config.init.reshaped=True goes on all the same")
     if same:
         return loaded
     known = named(loaded)
@@ -102,29 +102,26 @@ def adapted_unet(params: dict, unet: UNet, path: str) -> dict:
                 f"{path}: its U-Net does not fit config.model.generator.unet: at {name} it has "
                 f"{found} where the generator has {wanted}"
             )
-    check_alike(path, "unet", fields, unet, "set config.model.generator.unet", lora=False)
+    remedy = "set config.model.generator.unet"
+    _check_alike(path, "unet", fields, unet, remedy, but=("rank", "alpha"))
     return map_named(lambda name, x: known.get(name, x), params)
 
 
-def check_alike(
+def _check_alike(
     path: str,
     part: str,
-    found: Mapping[str, Any],
+    fields: Mapping[str, Any],
     module: nn.Module,
     remedy: str,
-    lora: bool = True,
+    but: Collection[str] = (),
 ) -> None:
-    """ModelError where a folder's part, of fields `found`, is another model than `module`.
+    """ModelError where a folder's part is another model than `module`, but for the fields `but`.
 
-    For what shapes do not tell, such as the number of heads; without `lora`, not for that either.
+    For what shapes do not tell, such as the number of heads.
     """
-    try:
-        found, wanted = (_fields(x) for x in (type(module)(**found), module))
-    except TypeError as error:
-        raise ModelError(f"{path}: its {part!r} has a field that is not known here") from error
-    names = [name for name in wanted if found.get(name) != wanted[name]]
-    if not lora:
-        names = [name for name in names if name not in ("rank", "alpha")]
+    other = built(f"{path}: its {part!r}", lambda: type(module)(**fields))
+    found, wanted = _fields(other), _fields(module)
+    names = [name for name in wanted if name not in but and found.get(name) != wanted[name]]
     if names:
         told = lambda fields: ", ".join(f"{name}={fields.get(name)}" for name in names)
         raise ModelError(
@@ -137,8 +134,7 @@ def check_scale(path: str, latent_scale: float) -> None:
     found = read_config(resolve(path)).get("latent_scale") if path else None
     if found not in (None, latent_scale):
         raise ModelError(
-            f"{path}: made for latents times {found:g}, here they are times {latent_scale:g} "
-            "(model.latent_scale)"
+            f"{path}: made for latents times {found:g}, the codec's are times {latent_scale:g}"
         )
 
 
