@@ -141,14 +141,19 @@ def test_a_job_that_ends_early_tells_those_at_work(tmp_path):
 
 
 ENDLESS = """
-import signal, time
+import signal, threading, time
 from pathlib import Path
 from onedc_jax import folders
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+handed_out = threading.Event()
+def jobs():
+    yield Path("a"), Path("a")
+    handed_out.set()
 def work(*_):
+    handed_out.wait()
     print("begun", flush=True)
     time.sleep(60)
-folders.for_each([(Path("a"), Path("a"))], work, lambda text: print(text, flush=True))
+folders.for_each(jobs(), work, lambda text: print(text, flush=True))
 """
 
 
