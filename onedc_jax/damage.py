@@ -13,6 +13,7 @@ _ADAM7 = (
     *((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4)),
     *((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)),
 )
+_MOST_BYTES = 1 << 30
 _START = 8  # bytes of PNG's signature
 _ARITHMETIC = (0xC9, 0xCA, 0xCB)  # this coding may leave out the zeros that its data end with
 _SCAN = 0xDA
@@ -43,8 +44,10 @@ def check(file: BinaryIO, image: Image.Image) -> None:
 
 
 def _all(file: BinaryIO) -> bytes:
+    """What a file holds; of more than any image needs only the beginning."""
+    size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    return file.read()
+    return file.read(min(size, _MOST_BYTES))
 
 
 def _png_data(data: bytes) -> list[memoryview]:
