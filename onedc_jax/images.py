@@ -77,12 +77,21 @@ def read(path: str | os.PathLike) -> tuple[np.ndarray, list[str]]:
         if file.seekable():
             return _decode(file, str(path))
         # What is no image is looked at twice, and a pipe can only be read once.
-        data = io.BytesIO()
-        while data.tell() <= _MOST_BYTES and (part := file.read(1 << 20)):
-            data.write(part)
-    if data.tell() > _MOST_BYTES:
+        data = read_at_most(file, _MOST_BYTES)
+    if data is None:
         raise ImageError(f"{path}: more than {_MOST_BYTES:,} bytes, too large to be an image")
-    return _decode(data, str(path))
+    return decode(data, str(path))
+
+
+def read_at_most(file: BinaryIO, count: int) -> bytes | None:
+    """What a file holds, which may be a pipe or a device; None where that is over `count` bytes.
+
+    Read in parts: a single read takes the memory for all that it might find.
+    """
+    data = io.BytesIO()
+    while data.tell() <= count and (part := file.read(1 << 20)):
+        data.write(part)
+    return data.getvalue() if data.tell() <= count else None
 
 
 def decode(data: bytes, name: str) -> tuple[np.ndarray, list[str]]:

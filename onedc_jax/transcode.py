@@ -122,12 +122,11 @@ def read_stream(file: Path) -> tuple[bytes, stream.Info]:
 
     A file that is cut behind its tokens passes: see `Info.cut`.
     """
-    size = file.stat().st_size
-    if size <= _MAX_STREAM_BYTES:
+    data = None
+    if file.stat().st_size <= _MAX_STREAM_BYTES:
         with file.open("rb") as opened:  # a device or a pipe does not tell its size
-            data = opened.read(_MAX_STREAM_BYTES + 1)
-        size = len(data)
-    if size > _MAX_STREAM_BYTES:
+            data = images.read_at_most(opened, _MAX_STREAM_BYTES)
+    if data is None:
         raise StreamError(f"{file}: too large to be a compressed image")
     try:
         return data, stream.inspect(data)

@@ -252,13 +252,13 @@ class _Work:
     def write_sheet(self, shown: _Shown, anchor: str | None) -> None:
         """Writes the contact sheet and the README's table, where there is a model; or no older."""
         models = self.codecs.models
-        if not (models and shown):
-            self.folder.remove("sheet.jpg")
-            self.folder.remove("table.md")
-        else:
+        if models and shown:
             image = contact_sheet(self.folder.path, shown, models[0], anchor or "")
             self.folder.write("sheet.jpg", image)
             self.folder.write("table.md", table(self.done.points, models).encode())
+        else:
+            self.folder.remove("sheet.jpg")
+            self.folder.remove("table.md")
 
     def draw(self, compared: dict[str, list[dict]]) -> list[dict]:
         """Writes a figure for each metric; returns their labels and names for the page."""

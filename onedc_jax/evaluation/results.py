@@ -46,9 +46,10 @@ def find(sources: Iterable[Path], limit: int | None = None) -> list[Picture]:
     places: list[tuple[Path, Path]] = []  # each image, and the folder that its name begins below
     for source in sources:
         source.stat()
-        inside = source.is_dir()
-        paths = folders.find(source, images.READ_SUFFIXES) if inside else [source]
-        places += [(path, source if inside else source.parent) for path in paths]
+        if source.is_dir():
+            places += [(path, source) for path in folders.find(source, images.READ_SUFFIXES)]
+        else:
+            places.append((source, source.parent))
     below = lambda path, folder: path.relative_to(folder).as_posix()
     taken = Counter(below(*place) for place in places)
     found = []
